@@ -13,7 +13,7 @@ type Batch struct {
 	Retain []*herald.Message
 	// Held are packet ids of QoS 2 PUBLISHes that were accepted from clients.
 	Held []Held
-	// Sent are packet ids of QoS 2 PUBLISHes that go to clients.
+	// Sent are packet ids of PUBLISHes that go to clients.
 	Sent []Sent
 	// Marks settle entries of inboxes.
 	Marks []Mark
@@ -77,12 +77,12 @@ type Held struct {
 	ID       herald.ID
 }
 
-// Step of a QoS 2 delivery to a client.
+// Step of a delivery to a client.
 type Step byte
 
-// The steps of a QoS 2 delivery.
+// The steps of a delivery.
 const (
-	// Done: PUBCOMP came, the packet id is free.
+	// Done: PUBACK or PUBCOMP came, the packet id is free.
 	Done Step = iota
 	// Published: PUBLISH may have been sent.
 	Published
@@ -90,12 +90,17 @@ const (
 	Released
 )
 
-// Sent tells how far the QoS 2 delivery of a message to a client has come.
+// Sent tells how far the delivery of a message to a client has come: written
+// before each step at QoS 2, and when the client goes away at QoS 1. At most
+// one per (Session, PacketID): a later one replaces an earlier one.
 type Sent struct {
 	Session  herald.SessionID
 	PacketID uint16
 	ID       herald.ID
-	Step     Step
+	// Source is the session or group in whose inbox the entry stands; 0 is
+	// Session itself.
+	Source herald.SessionID
+	Step   Step
 }
 
 // Mark settles entries of a session's inbox: all with an ID at or below Low,
