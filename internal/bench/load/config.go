@@ -105,6 +105,8 @@ type Result struct {
 	Lost       uint64 // due to a subscriber and not received when the run ended
 	Duplicates uint64 // received again (allowed at QoS 1 only)
 	Reordered  uint64 // received after a later one of the same publisher
+	WrongQoS   uint64 // received at another QoS than the subscription's
+	Foreign    uint64 // received and not of this run
 	BadAcks    uint64 // acknowledgements for nothing outstanding, or with an error code
 
 	Interval          time.Duration // measured

@@ -151,12 +151,14 @@ type subscriber struct {
 	// held marks packet identifiers between PUBREC and PUBREL, a bit each, so
 	// that a PUBLISH sent again is not counted twice [MQTT-4.3.3].
 	held    []uint64
+	qos     byte   // of the subscription
+	wrong   uint64 // messages at another QoS
 	badAcks uint64
 	foreign uint64 // messages that are not of this run
 }
 
 func newSubscriber(c *Config, f *flow) *subscriber {
-	s := &subscriber{from: make([]order, len(f.pubs))}
+	s := &subscriber{from: make([]order, len(f.pubs)), qos: c.QoS}
 	if c.QoS == 2 {
 		s.held = make([]uint64, 1<<16/64)
 	}
@@ -168,6 +170,9 @@ func newSubscriber(c *Config, f *flow) *subscriber {
 // message counts one PUBLISH and appends its acknowledgement to acks. stamp is
 // the message's time and fresh tells that it counts as a delivery.
 func (s *subscriber) message(p published, acks []byte) (_ []byte, stamp int64, fresh bool) {
+	if p.qos != s.qos {
+		s.wrong++
+	}
 	switch p.qos {
 	case 1:
 		acks = appendAck(acks, typePuback, p.id)

@@ -97,7 +97,8 @@ func appendString(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
-// appendConnect appends a CONNECT without keepalive. A session that is not
+// appendConnect appends a CONNECT with the longest keepalive (18 hours: longer
+// than any run, and some brokers refuse 0). A session that is not
 // clean never expires; a clean one ends with its connection.
 func appendConnect(b []byte, protocol byte, clientID string, clean bool) []byte {
 	b = append(b, typeConnect)
@@ -114,7 +115,7 @@ func appendConnect(b []byte, protocol byte, clientID string, clean bool) []byte 
 	if clean {
 		flags = 2
 	}
-	b = append(b, protocol, flags, 0, 0)
+	b = append(b, protocol, flags, 0xff, 0xff)
 	if protocol == 5 {
 		if clean {
 			b = append(b, 0)

@@ -244,6 +244,8 @@ func (r *runner) collect(result *Result) {
 		for _, f := range l.flows {
 			for _, s := range f.subs {
 				result.BadAcks += s.badAcks
+				result.WrongQoS += s.wrong
+				result.Foreign += s.foreign
 				for i := range s.from {
 					result.Delivered += s.from[i].received
 					result.Duplicates += s.from[i].duplicates

@@ -50,10 +50,10 @@ func main() {
 	r, err := load.Run(context.Background(), c)
 	if r != nil {
 		n := float64(max(r.IntervalDelivered, 1))
-		fmt.Printf("%.0f msg/s  generator %.2f cores  broker %.2f cores %.2f us/msg  p50 %v p99 %v max %v  lost %d dup %d reordered %d badacks %d\n",
+		fmt.Printf("%.0f msg/s  generator %.2f cores  broker %.2f cores %.2f us/msg  p50 %v p99 %v max %v  lost %d dup %d reordered %d badacks %d wrongqos %d foreign %d\n",
 			r.PerSecond(), (own[1]-own[0]).Seconds()/r.Interval.Seconds(),
 			(broker[1]-broker[0]).Seconds()/r.Interval.Seconds(), (broker[1]-broker[0]).Seconds()*1e6/n,
-			r.Latency.Quantile(.5), r.Latency.Quantile(.99), r.Latency.Max(), r.Lost, r.Duplicates, r.Reordered, r.BadAcks)
+			r.Latency.Quantile(.5), r.Latency.Quantile(.99), r.Latency.Max(), r.Lost, r.Duplicates, r.Reordered, r.BadAcks, r.WrongQoS, r.Foreign)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
