@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/herald-mqtt/herald/broker/admin"
+	"github.com/herald-mqtt/herald/broker/config"
+)
+
+// node is what serve needs of a broker.
+type node interface {
+	// Run serves until ctx ends and everything is stopped.
+	Run(ctx context.Context) error
+	// Ready returns the reasons why the node cannot serve; none: it can.
+	Ready() []string
+	Registry() *prometheus.Registry
+}
+
+// opener makes a node that has recovered its store and waits for Run.
+type opener func(config.Config, *zap.Logger) (node, error)
+
+func newServeCommand(open opener) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a node",
+		Long: `Serve runs a node; without a file, on the embedded defaults. It prints where it
+listens once it does. SIGTERM and SIGINT stop it gracefully within
+node.stop_timeout, a second one at once. SIGHUP reads the configuration again:
+log.level changes on the spot, and the log names what needs a restart.`,
+		Args: exactly(0, ""),
+	}
+	from := sources(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := loadConfig(from())
+		if err != nil {
+			return err
+		}
+		log, level, err := newLog(c.Log, zapcore.AddSync(cmd.ErrOrStderr()))
+		if err != nil {
+			return refused(err)
+		}
+		s := &server{config: c, from: from, open: open, log: log, level: level, out: cmd.OutOrStdout()}
+		return s.run(cmd.Context())
+	}
+	return cmd
+}
+
+// server is one run of serve.
+type server struct {
+	config config.Config // as at the start
+	from   func() config.Sources
+	open   opener
+	log    *zap.Logger
+	level  zap.AtomicLevel
+	out    io.Writer
+
+	node     atomic.Pointer[node] // nil until it is opened
+	stopping atomic.Bool
+}
+
+// run returns when the node has stopped. The admin endpoint is there before
+// the store is open and until everything else is gone, so that a long recovery
+// or a long stop can be watched.
+func (s *server) run(parent context.Context) error {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(parent))
+	defer stopAdmin()
+	failed := make(chan error, 1)
+	if s.config.Admin.Address != "" {
+		web, err := admin.Listen(s.config.Admin, admin.Options{
+			Ready: s.ready, Metrics: prometheus.GathererFunc(s.gather), Version: version, Log: s.log,
+		})
+		if err != nil {
+			return refused(err)
+		}
+		s.say("admin on http://%s", web.Addr())
+		workers.Go(func() {
+			if err := web.Run(adminCtx); err != nil {
+				failed <- err
+			}
+		})
+	}
+
+	done := make(chan error, 1)
+	opened := make(chan struct{})
+	workers.Go(func() { done <- s.serve(ctx, opened) })
+	workers.Go(func() { s.announce(ctx, opened) })
+
+	var deadline <-chan time.Time
+	for {
+		select {
+		case err := <-done:
+			if s.stopping.Load() && err == nil {
+				s.log.Info("stopped")
+			}
+			cancel()
+			return err
+		case err := <-failed:
+			s.log.Error("admin endpoint failed", zap.Error(err))
+			s.stopping.Store(true)
+			cancel()
+			return errors.Join(err, <-done)
+		case got := <-signals:
+			if got == syscall.SIGHUP {
+				s.reload()
+				continue
+			}
+			if s.stopping.Swap(true) {
+				s.exit("a second signal")
+			}
+			s.log.Info("stopping", zap.Stringer("signal", got), zap.Duration("within", s.config.Node.StopTimeout))
+			deadline = time.After(s.config.Node.StopTimeout)
+			cancel()
+		case <-deadline:
+			s.exit(fmt.Sprintf("not stopped within node.stop_timeout (%s)", s.config.Node.StopTimeout))
+		}
+	}
+}
+
+// serve opens the node and runs it. What goes wrong before it was ready is the
+// environment's fault.
+func (s *server) serve(ctx context.Context, opened chan<- struct{}) error {
+	n, err := s.open(s.config, s.log)
+	if err != nil {
+		return refused(err)
+	}
+	s.node.Store(&n)
+	close(opened)
+	err = n.Run(ctx)
+	if err != nil && atStart(err) {
+		return refused(err)
+	}
+	return err
+}
+
+// exit ends the process without waiting for anything.
+func (s *server) exit(why string) {
+	fmt.Fprintln(os.Stderr, "herald: "+why)
+	os.Exit(exitFailed)
+}
+
+func (s *server) say(format string, args ...any) {
+	fmt.Fprintf(s.out, format+"\n", args...)
+}
+
+// announce prints where the node listens, once it does.
+func (s *server) announce(ctx context.Context, opened <-chan struct{}) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-opened:
+	}
+	n := *s.node.Load()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for len(n.Ready()) > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+	}
+	for _, l := range listening(s.config, n) {
+		s.say("listening on %s", l)
+	}
+	s.log.Info("ready", zap.String("node", s.config.Node.Name), zap.String("version", version))
+}
+
+func (s *server) ready() []string {
+	n := s.node.Load()
+	if n == nil {
+		return []string{"starting"}
+	}
+	reasons := (*n).Ready()
+	if s.stopping.Load() {
+		reasons = append([]string{"stopping"}, reasons...)
+	}
+	return reasons
+}
+
+func (s *server) gather() ([]*dto.MetricFamily, error) {
+	if n := s.node.Load(); n != nil {
+		return (*n).Registry().Gather()
+	}
+	return nil, nil
+}
+
+// reload puts in force what can change while the node runs, and says what
+// cannot. A configuration that is refused changes nothing.
+//
+// It runs only on run's goroutine.
+func (s *server) reload() {
+	c, err := loadConfig(s.from())
+	if err != nil {
+		s.log.Error("configuration refused, nothing changed", zap.Error(err))
+		return
+	}
+	var restart []string
+	for _, ch := range config.Changed(s.config, c) {
+		if !ch.Reload {
+			restart = append(restart, ch.Key)
+		}
+	}
+	if err := s.level.UnmarshalText([]byte(c.Log.Level)); err != nil {
+		s.log.Error("log.level", zap.Error(err))
+		return
+	}
+	s.log.Info("configuration read again", zap.String("log.level", c.Log.Level))
+	if len(restart) > 0 {
+		s.log.Warn("changed, but in force only after a restart", zap.Strings("keys", restart))
+	}
+}
+
+// listening describes the listeners: those of the node if it can tell (a port 0
+// has become a real one by then), else the configured ones.
+func listening(c config.Config, n node) []string {
+	if l, ok := n.(interface{ Listening() []string }); ok {
+		return l.Listening()
+	}
+	var out []string
+	for _, l := range c.Listeners {
+		switch l.Protocol {
+		case config.Unix:
+			out = append(out, l.Protocol+" "+l.Path)
+		case config.WS, config.WSS:
+			out = append(out, fmt.Sprintf("%s %s%s", l.Protocol, l.Address, l.Path))
+		default:
+			out = append(out, l.Protocol+" "+l.Address)
+		}
+	}
+	return out
+}
+
+// atStart tells whether an error is the environment's fault.
+func atStart(err error) bool {
+	return errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL) ||
+		errors.Is(err, syscall.EACCES)
+}
