@@ -73,89 +73,93 @@ func join(levels []string) string {
 // What the index finds, through caches of several sizes and whatever happened
 // before, is what the plain rule finds ([MQTT-4.7.1-2], [MQTT-4.7.2-1]).
 func TestMatchIsThePlainRule(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		x := New[int]()
-		caches := []*Cache[int]{x.NewCache(0), x.NewCache(3), x.NewCache(100)}
-		model := map[string]map[int]Options{}
-		subscriptions := 0
-		someFilters := rapid.SliceOfN(filters, 1, 12).Draw(t, "filters")
-		someTopics := rapid.SliceOfN(topics, 1, 8).Draw(t, "topics")
-		for _, f := range someFilters { // topics that are filters too
-			if !herald.Wildcard(f) {
-				someTopics = append(someTopics, f)
+	for range 10 { // it is quick
+		rapid.Check(t, plainRule)
+	}
+}
+
+func plainRule(t *rapid.T) {
+	x := New[int]()
+	caches := []*Cache[int]{x.NewCache(0), x.NewCache(3), x.NewCache(100)}
+	model := map[string]map[int]Options{}
+	subscriptions := 0
+	someFilters := rapid.SliceOfN(filters, 1, 12).Draw(t, "filters")
+	someTopics := rapid.SliceOfN(topics, 1, 8).Draw(t, "topics")
+	for _, f := range someFilters { // topics that are filters too
+		if !herald.Wildcard(f) {
+			someTopics = append(someTopics, f)
+		}
+	}
+	t.Repeat(map[string]func(*rapid.T){
+		"subscribe": func(t *rapid.T) {
+			f := rapid.SampledFrom(someFilters).Draw(t, "filter")
+			target := rapid.IntRange(1, 3).Draw(t, "target")
+			o := Options{QoS: byte(rapid.IntRange(0, 2).Draw(t, "qos")), NoLocal: rapid.Bool().Draw(t, "nl")}
+			n, existed := x.Subscribe(f, target, o)
+			_, want := model[f][target]
+			if existed != want || n.Filter() != f {
+				t.Fatalf("subscribe %q: existed %v, node %q", f, existed, n.Filter())
 			}
-		}
-		t.Repeat(map[string]func(*rapid.T){
-			"subscribe": func(t *rapid.T) {
-				f := rapid.SampledFrom(someFilters).Draw(t, "filter")
-				target := rapid.IntRange(1, 3).Draw(t, "target")
-				o := Options{QoS: byte(rapid.IntRange(0, 2).Draw(t, "qos")), NoLocal: rapid.Bool().Draw(t, "nl")}
-				n, existed := x.Subscribe(f, target, o)
-				_, want := model[f][target]
-				if existed != want || n.Filter() != f {
-					t.Fatalf("subscribe %q: existed %v, node %q", f, existed, n.Filter())
-				}
-				if model[f] == nil {
-					model[f] = map[int]Options{}
-				}
-				if !want {
-					subscriptions++
-				}
-				model[f][target] = o
-			},
-			"unsubscribe": func(t *rapid.T) {
-				f := rapid.SampledFrom(someFilters).Draw(t, "filter")
-				target := rapid.IntRange(1, 3).Draw(t, "target")
-				_, want := model[f][target]
-				if existed := x.Unsubscribe(f, target); existed != want {
-					t.Fatalf("unsubscribe %q: existed %v", f, existed)
-				}
-				delete(model[f], target)
-				if want {
-					subscriptions--
-				}
-				if len(model[f]) == 0 {
-					delete(model, f)
-				}
-			},
-			"match": func(t *rapid.T) {
-				topic := rapid.SampledFrom(someTopics).Draw(t, "topic")
-				var want []string
-				for f, subs := range model {
-					if herald.Matches(f, topic) {
-						for target, o := range subs {
-							want = append(want, fmt.Sprint(f, " ", target, " ", o))
-						}
-					}
-				}
-				slices.Sort(want)
-				for i, c := range caches {
-					m := c.Match([]byte(topic))
-					if got := found(t, m); !slices.Equal(got, want) || m.Topic != topic {
-						t.Fatalf("cache %d, topic %q (%q):\n got %q\nwant %q", i, topic, m.Topic, got, want)
-					}
-					if len(c.entries) > c.max || len(c.ring) > c.max {
-						t.Fatalf("cache %d holds %d of %d", i, len(c.entries), c.max)
-					}
-				}
-			},
-			"": func(t *rapid.T) {
-				if x.Filters() != len(model) || x.Subscriptions() != subscriptions {
-					t.Fatalf("%d filters, %d subscriptions; want %d, %d",
-						x.Filters(), x.Subscriptions(), len(model), subscriptions)
-				}
-			},
-		})
-		// Nothing stays behind.
-		for f, subs := range model {
-			for target := range subs {
-				x.Unsubscribe(f, target)
+			if model[f] == nil {
+				model[f] = map[int]Options{}
 			}
-		}
-		if len(x.wild.edges) != 0 || *x.wild.root != (branch[int]{}) || x.Subscriptions() != 0 {
-			t.Fatalf("left behind: %d edges, root %+v", len(x.wild.edges), *x.wild.root)
-		}
+			if !want {
+				subscriptions++
+			}
+			model[f][target] = o
+		},
+		"unsubscribe": func(t *rapid.T) {
+			f := rapid.SampledFrom(someFilters).Draw(t, "filter")
+			target := rapid.IntRange(1, 3).Draw(t, "target")
+			_, want := model[f][target]
+			if existed := x.Unsubscribe(f, target); existed != want {
+				t.Fatalf("unsubscribe %q: existed %v", f, existed)
+			}
+			delete(model[f], target)
+			if want {
+				subscriptions--
+			}
+			if len(model[f]) == 0 {
+				delete(model, f)
+			}
+		},
+		"match": func(t *rapid.T) {
+			topic := rapid.SampledFrom(someTopics).Draw(t, "topic")
+			var want []string
+			for f, subs := range model {
+				if herald.Matches(f, topic) {
+					for target, o := range subs {
+						want = append(want, fmt.Sprint(f, " ", target, " ", o))
+					}
+				}
+			}
+			slices.Sort(want)
+			for i, c := range caches {
+				m := c.Match([]byte(topic))
+				if got := found(t, m); !slices.Equal(got, want) || m.Topic != topic {
+					t.Fatalf("cache %d, topic %q (%q):\n got %q\nwant %q", i, topic, m.Topic, got, want)
+				}
+				if len(c.entries) > c.max || len(c.ring) > c.max {
+					t.Fatalf("cache %d holds %d of %d", i, len(c.entries), c.max)
+				}
+			}
+		},
+		"": func(t *rapid.T) {
+			if x.Filters() != len(model) || x.Subscriptions() != subscriptions {
+				t.Fatalf("%d filters, %d subscriptions; want %d, %d",
+					x.Filters(), x.Subscriptions(), len(model), subscriptions)
+			}
+		},
 	})
+	// Nothing stays behind.
+	for f, subs := range model {
+		for target := range subs {
+			x.Unsubscribe(f, target)
+		}
+	}
+	if len(x.wild.edges) != 0 || *x.wild.root != (branch[int]{}) || x.Subscriptions() != 0 {
+		t.Fatalf("left behind: %d edges, root %+v", len(x.wild.edges), *x.wild.root)
+	}
 }
 
 // A list that grows and shrinks through all its forms holds what it should,
@@ -242,53 +246,71 @@ func TestListThroughAllForms(t *testing.T) {
 // an Unsubscribe too; nobody is seen twice; each of several writers and readers
 // at once can tell for its own target. Run with -race.
 func TestSeenAsSoonAsReturned(t *testing.T) {
-	x := New[int]()
-	pairs := []struct{ filter, topic string }{
-		{"a/b", "a/b"}, {"a/+", "a/b"}, {"#", "x/y/z"}, {"x/y/#", "x/y"}, {"+/y/+/w", "x/y/z/w"}, {"q", "q"},
-	}
-	const workers, rounds = 6, 3000
-	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() {
-			c := x.NewCache(4)
-			for i := range rounds {
-				p := pairs[(i*7+w*i)%len(pairs)]
-				o := Options{Identifier: uint32(i)}
-				x.Subscribe(p.filter, w, o)
-				if n, got := count(c, p.topic, p.filter, w); n != 1 || got != o {
-					t.Errorf("%q: seen %d times after Subscribe, %v, want %v", p.filter, n, got, o)
-					return
-				}
-				if i%3 == 0 {
-					continue
-				}
-				if !x.Unsubscribe(p.filter, w) {
-					t.Errorf("%q: not there", p.filter)
-				}
-				if n, _ := count(c, p.topic, p.filter, w); n != 0 {
-					t.Errorf("%q: seen %d times after Unsubscribe", p.filter, n)
-					return
-				}
+	for _, test := range []struct {
+		name    string
+		workers int
+		pairs   [][2]string // filter, topic
+	}{
+		{"all kinds", 6, [][2]string{
+			{"a/b", "a/b"}, {"a/+", "a/b"}, {"#", "x/y/z"}, {"x/y/#", "x/y"}, {"+/y/+/w", "x/y/z/w"}, {"q", "q"},
+		}},
+		// The filter itself comes and goes most of the time.
+		{"one exact", 3, [][2]string{{"a/b", "a/b"}}},
+		{"one wildcard", 3, [][2]string{{"a/+", "a/b"}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			x := New[int]()
+			rounds := 120_000 / len(test.pairs)
+			if testing.Short() {
+				rounds /= 10
 			}
-			for _, p := range pairs {
-				x.Unsubscribe(p.filter, w)
+			var wg sync.WaitGroup
+			for w := range test.workers {
+				wg.Go(func() {
+					c := x.NewCache(4)
+					for i := range rounds {
+						p := test.pairs[(i*7+w*i)%len(test.pairs)]
+						filter, topic := p[0], p[1]
+						o := Options{Identifier: uint32(i)}
+						x.Subscribe(filter, w, o)
+						if n, got := count(c, topic, filter, w); n != 1 || got != o {
+							t.Errorf("%q: seen %d times after Subscribe, %v, want %v", filter, n, got, o)
+							return
+						}
+						if i%5 == 0 {
+							continue
+						}
+						if !x.Unsubscribe(filter, w) {
+							t.Errorf("%q: not there", filter)
+						}
+						if n, _ := count(c, topic, filter, w); n != 0 {
+							t.Errorf("%q: seen %d times after Unsubscribe", filter, n)
+							return
+						}
+					}
+					for _, p := range test.pairs {
+						x.Unsubscribe(p[0], w)
+					}
+				})
+			}
+			if len(test.pairs) > 1 {
+				// A crowd that comes and goes, with the list in every form.
+				wg.Go(func() {
+					for range 4 {
+						for i := 100; i < 800; i++ {
+							x.Subscribe("a/b", i, Options{})
+						}
+						for i := 100; i < 800; i++ {
+							x.Unsubscribe("a/b", i)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if x.Filters() != 0 || x.Subscriptions() != 0 || len(x.wild.edges) != 0 {
+				t.Errorf("left behind: %d filters, %d subscriptions", x.Filters(), x.Subscriptions())
 			}
 		})
-	}
-	// A crowd that comes and goes on one filter, with its list in every form.
-	wg.Go(func() {
-		for range 4 {
-			for i := 100; i < 800; i++ {
-				x.Subscribe("a/b", i, Options{})
-			}
-			for i := 100; i < 800; i++ {
-				x.Unsubscribe("a/b", i)
-			}
-		}
-	})
-	wg.Wait()
-	if x.Filters() != 0 || x.Subscriptions() != 0 || len(x.wild.edges) != 0 {
-		t.Errorf("left behind: %d filters, %d subscriptions", x.Filters(), x.Subscriptions())
 	}
 }
 
@@ -341,8 +363,8 @@ func TestMemoryOfAMillionFilters(t *testing.T) {
 	}
 }
 
-// A million subscribers of one filter come, and go in the same order, in time
-// that does not grow with their number.
+// A million subscribers of one filter come, and many of them go, in time that
+// does not grow with their number.
 func TestMillionSubscribersOfOneFilter(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a million subscribers take a second or two")
@@ -358,13 +380,13 @@ func TestMillionSubscribersOfOneFilter(t *testing.T) {
 	came := time.Since(start)
 	each := float64(heap()-before) / sessions
 	start = time.Now()
-	for i := range targets {
+	for i := range sessions / 5 {
 		if !x.Unsubscribe("all/of/+", &targets[i]) {
 			t.Fatal("not there")
 		}
 	}
 	went := time.Since(start)
-	t.Logf("came in %.2f s, %.0f bytes each, went in %.2f s", came.Seconds(), each, went.Seconds())
+	t.Logf("came in %.2f s, %.0f bytes each; a fifth went in %.2f s", came.Seconds(), each, went.Seconds())
 	// Copies of the whole list would take hours.
 	if came > 30*time.Second || went > 30*time.Second || each > 100 {
 		t.Errorf("too much")
