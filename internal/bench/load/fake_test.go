@@ -4,7 +4,6 @@ package load
 
 import (
 	"encoding/binary"
-	"io"
 	"net"
 	"sync"
 	"testing"
@@ -57,6 +56,13 @@ func newFakeBroker(t *testing.T, f fault) *fakeBroker {
 	return b
 }
 
+// set changes what the broker does.
+func (b *fakeBroker) set(change func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change()
+}
+
 func (b *fakeBroker) addr() string { return b.ln.Addr().String() }
 
 func (b *fakeBroker) serve(conn net.Conn) {
@@ -67,10 +73,7 @@ func (b *fakeBroker) serve(conn net.Conn) {
 	for {
 		n, err := conn.Read(buf)
 		if err != nil {
-			if err != io.EOF {
-				b.t.Logf("fake broker: %v", err)
-			}
-			return
+			return // the client, or a fault, has closed it
 		}
 		in = append(in, buf[:n]...)
 		for {

@@ -129,7 +129,7 @@ func TestLossIsReportedByTime(t *testing.T) {
 func TestMissingAcknowledgementStalls(t *testing.T) {
 	for _, qos := range []byte{1, 2} {
 		b := newFakeBroker(t, nil)
-		b.noAck = true
+		b.set(func() { b.noAck = true })
 		_, err := Run(t.Context(), small(b.addr(), qos))
 		var stall *StallError
 		if !errors.As(err, &stall) || stall.Lost != 0 || stall.Unacked != 4*20 {
@@ -163,14 +163,16 @@ func TestReorderIsReported(t *testing.T) {
 
 func TestBrokerThatCloses(t *testing.T) {
 	b := newFakeBroker(t, nil)
-	b.fault = func(n int) (int, bool) {
-		if n == 1000 {
-			for _, subs := range b.subs {
-				_ = subs[0].conn.Close()
+	b.set(func() {
+		b.fault = func(n int) (int, bool) {
+			if n == 1000 {
+				for _, subs := range b.subs {
+					_ = subs[0].conn.Close()
+				}
 			}
+			return 1, false
 		}
-		return 1, false
-	}
+	})
 	_, err := Run(t.Context(), small(b.addr(), 0))
 	if err == nil {
 		t.Error("no error although the broker closed connections")
