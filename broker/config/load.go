@@ -276,7 +276,7 @@ func Keys() []string {
 // unknown says so, with the known name that looks most like it.
 func unknown(key, prefix string, known []string) *Error {
 	sort.Strings(known)
-	best, least := "", 4
+	best, least := "", min(4, len(key)/2)
 	for _, k := range known {
 		if d := distance(key, prefix+k, least); d < least {
 			best, least = prefix+k, d

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/admin"
 	"github.com/herald-mqtt/herald/broker/config"
 )
@@ -256,5 +257,5 @@ func listening(c config.Config, n node) []string {
 // atStart tells whether an error is the environment's fault.
 func atStart(err error) bool {
 	return errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL) ||
-		errors.Is(err, syscall.EACCES)
+		errors.Is(err, syscall.EACCES) || errors.Is(err, herald.ErrInUse)
 }
