@@ -1,0 +1,178 @@
+package listen
+
+import (
+	"crypto/tls"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/herald-mqtt/herald"
+)
+
+// Conn is one client's connection. It is the net.Conn that mochi gets, too, but
+// only mochi calls Read, Write and Close.
+//
+// The owner of the reading side is the connection's poller (or its reading
+// goroutine, see stream.go); while worker is set, it is the worker that runs
+// mochi for it. Everybody else only sets flags and then posts the connection to
+// its owner.
+type Conn struct {
+	// Fixed at construction.
+	loop   *Loop
+	lis    *Listener
+	poll   *poller // nil: stream
+	stream *stream // nil: poll
+	slot   uint32
+	gen    uint32
+	peer   netip.AddrPort // of TCP; zero for Unix
+
+	version   atomic.Uint32
+	stopped   atomic.Bool // nothing that arrives is processed any more
+	dead      atomic.Bool // to be torn down as soon as its owner can
+	paused    atomic.Bool
+	worker    atomic.Bool // a worker runs mochi for a frame
+	more      atomic.Bool // the socket may hold unread bytes
+	posted    atomic.Bool // stands in the owner's queue
+	timedOut  atomic.Bool
+	detached  atomic.Bool // mochi was told ErrDetached: its Close is not meant
+	userSet   atomic.Bool
+	heard     atomic.Uint32 // tick of the last read
+	keepalive atomic.Uint32 // ticks of silence allowed; 0: any
+	closeBy   atomic.Uint32 // tick at which a closing connection is torn down
+
+	// Set once, before userSet.
+	user any
+
+	// Owned by the owner of the reading side.
+	in         *buffer // left-over: bytes read and not yet processed, from off
+	off        int
+	frame      int // while worker: bytes at off that are mochi's to read
+	scan       bool
+	hup        bool
+	eof        bool
+	registered bool // mochi's EstablishConnection was run
+	ended      bool // torn down
+	client     clientState
+
+	connectMu sync.Mutex
+	connect   []byte
+
+	out outgoing
+}
+
+var _ net.Conn = (*Conn)(nil)
+
+// Version is the protocol level of the client's CONNECT; 0 until a CONNECT was
+// received and found correct.
+func (c *Conn) Version() herald.Version { return herald.Version(c.version.Load()) }
+
+// Connect is the client's CONNECT frame, nil after ReleaseConnect. It must not
+// be written to.
+func (c *Conn) Connect() []byte {
+	c.connectMu.Lock()
+	defer c.connectMu.Unlock()
+	return c.connect
+}
+
+// ReleaseConnect lets the copy of the CONNECT frame go.
+func (c *Conn) ReleaseConnect() {
+	c.connectMu.Lock()
+	c.connect = nil
+	c.connectMu.Unlock()
+}
+
+func (c *Conn) keepConnect(frame []byte) {
+	c.connectMu.Lock()
+	c.connect = append([]byte(nil), frame...)
+	c.connectMu.Unlock()
+}
+
+// SetUser attaches v, once, before the first data frame: in mochi's
+// OnSessionEstablish at the latest.
+func (c *Conn) SetUser(v any) {
+	c.user = v
+	c.userSet.Store(true)
+}
+
+// User returns what was attached, or nil.
+func (c *Conn) User() any {
+	if !c.userSet.Load() {
+		return nil
+	}
+	return c.user
+}
+
+// SetKeepalive sets how long the client may be silent: the 1.5 fold of d
+// [MQTT-3.1.2-22], with a tolerance of one second upwards. 0 is for ever.
+func (c *Conn) SetKeepalive(d time.Duration) {
+	if d <= 0 {
+		c.keepalive.Store(0)
+		return
+	}
+	c.keepalive.Store(uint32(min((d+d/2+tick-1)/tick+1, 1<<30)))
+	c.loop.slots.due(c.slot).Store(0) // look at it in the next sweep
+}
+
+// Listener is the name of the listener that accepted c.
+func (c *Conn) Listener() string { return c.lis.cfg.ID }
+
+// TLS is the state of the TLS connection, nil without TLS.
+func (c *Conn) TLS() *tls.ConnectionState {
+	if c.stream == nil {
+		return nil
+	}
+	return c.stream.tls
+}
+
+// RemoteAddr is the client's address, as the PROXY protocol tells it if that is
+// in use.
+func (c *Conn) RemoteAddr() net.Addr {
+	switch {
+	case c.stream != nil:
+		return c.stream.remote
+	case c.peer.IsValid():
+		return net.TCPAddrFromAddrPort(c.peer)
+	}
+	return unixAddr
+}
+
+var unixAddr = &net.UnixAddr{Net: "unix", Name: "@"}
+
+// LocalAddr is the listener's address.
+func (c *Conn) LocalAddr() net.Addr { return c.lis.addr }
+
+// SetDeadline does nothing: keepalive is kept by the sweeper of the [Loop].
+func (c *Conn) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline does nothing.
+func (c *Conn) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing.
+func (c *Conn) SetWriteDeadline(time.Time) error { return nil }
+
+// Pause stops the processing of what the client sends: nothing more is read, and
+// what was read already waits, control frames included. Within [Handler.Data] it
+// takes effect when Data returns. Keepalive does not run out meanwhile.
+func (c *Conn) Pause() { c.paused.Store(true) }
+
+// Resume ends Pause. Any goroutine may call it.
+func (c *Conn) Resume() {
+	if c.paused.CompareAndSwap(true, false) {
+		c.heard.Store(c.loop.now.Load())
+		c.post()
+	}
+}
+
+// post asks the owner of the reading side to look at c.
+func (c *Conn) post() {
+	if c.posted.Swap(true) {
+		return
+	}
+	if c.poll != nil {
+		c.poll.post(c)
+	} else {
+		c.stream.wake()
+	}
+}

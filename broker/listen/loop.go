@@ -1,0 +1,200 @@
+package listen
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+)
+
+// tick is the resolution of keepalive and of deadlines.
+const tick = 500 * time.Millisecond
+
+// LoopConfig is what all listeners share. The zero value is usable.
+type LoopConfig struct {
+	// Pollers is the number of event loops; 0 is GOMAXPROCS.
+	Pollers int
+	// WriteBound is how many bytes may wait to be written to one client before
+	// [Conn.Room] says no; 0 is 1 MiB.
+	WriteBound int64
+	// MaxPacketSize bounds what a client may send, in bytes, fixed header
+	// included; 0 is no bound but MQTT's.
+	MaxPacketSize int
+	// MaxConnectSize bounds CONNECT, whose sender nobody knows yet; 0 is 256 KiB.
+	MaxConnectSize int
+	// ConnectTimeout is how long a connection may take to bring a complete
+	// CONNECT, handshakes before it included; 0 is 10 s.
+	ConnectTimeout time.Duration
+	// MaxWorkers bounds the goroutines that run mochi (CONNECT, SUBSCRIBE, ...)
+	// at a time; what is beyond waits. 0 is 4096.
+	MaxWorkers int
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Loop is what all listeners share: pollers, workers, the sweeper that keeps the
+// deadlines, and the table of connections.
+type Loop struct {
+	// Fixed by NewLoop and Attach.
+	cfg     LoopConfig
+	handler Handler
+	log     *slog.Logger
+	server  *mqtt.Server
+	pollers []*poller
+
+	now    atomic.Uint32 // ticks since the start, at least 1
+	next   atomic.Uint32 // round robin over the pollers
+	slots  slots
+	shared counters
+	counts gauges
+
+	pool workerPool
+
+	started atomic.Bool
+	done    chan struct{}  // closed by Stop
+	wg      sync.WaitGroup // connections until Closed returned
+	own     sync.WaitGroup // pollers, sweeper, workers
+}
+
+// NewLoop makes the pollers, which do not run before Start.
+func NewLoop(cfg LoopConfig, h Handler) (*Loop, error) {
+	if cfg.Pollers <= 0 {
+		cfg.Pollers = runtime.GOMAXPROCS(0)
+	}
+	if cfg.WriteBound <= 0 {
+		cfg.WriteBound = 1 << 20
+	}
+	if cfg.MaxConnectSize <= 0 {
+		cfg.MaxConnectSize = 256 << 10
+	}
+	if cfg.ConnectTimeout <= 0 {
+		cfg.ConnectTimeout = 10 * time.Second
+	}
+	if cfg.MaxWorkers <= 0 {
+		cfg.MaxWorkers = 4096
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &Loop{cfg: cfg, handler: h, log: cfg.Log, done: make(chan struct{})}
+	l.pool.max = cfg.MaxWorkers
+	l.now.Store(1)
+	l.slots.init()
+	if err := l.newPollers(); err != nil {
+		return nil, fmt.Errorf("listen: event loop: %w", err)
+	}
+	return l, nil
+}
+
+// Attach tells the loop which mochi server handles control frames, and adds a
+// hook to it. Once, before Start.
+func (l *Loop) Attach(server *mqtt.Server) error {
+	l.server = server
+	return server.AddHook(&detachHook{server: server}, nil)
+}
+
+// Start runs the pollers and the sweeper.
+func (l *Loop) Start() {
+	if l.started.Swap(true) {
+		return
+	}
+	for _, p := range l.pollers {
+		l.own.Go(p.run)
+	}
+	l.own.Go(l.sweep)
+}
+
+// Each calls f for every connection.
+func (l *Loop) Each(f func(*Conn)) { l.slots.each(f) }
+
+// Stop ends every connection, waits until Handler.Closed has returned for each,
+// and ends the goroutines. Listeners must have been closed. If ctx ends first,
+// it returns the context's error and leaves the rest running.
+func (l *Loop) Stop(ctx context.Context) error {
+	if !l.started.Load() {
+		l.closePollers()
+		return nil
+	}
+	l.Each((*Conn).Shutdown)
+	gone := make(chan struct{})
+	go func() {
+		l.wg.Wait()
+		select {
+		case <-l.done:
+		default:
+			close(l.done)
+		}
+		for _, p := range l.pollers {
+			p.stop()
+		}
+		l.own.Wait()
+		l.closePollers()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("listen: stop: %w", ctx.Err())
+	}
+}
+
+// sweep keeps the clock of ticks and looks at connections whose deadline may
+// have come.
+func (l *Loop) sweep() {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	begin := time.Now()
+	for {
+		select {
+		case <-l.done:
+			l.pool.trim(0, true)
+			return
+		case <-t.C:
+		}
+		now := uint32(time.Since(begin)/tick) + 1
+		l.now.Store(now)
+		l.slots.sweep(now, func(c *Conn) uint32 { return c.overdue(now) })
+		l.pool.trim(now, false)
+	}
+}
+
+const never = 1<<32 - 1
+
+// overdue acts on a deadline that has passed, and says when to look again.
+func (c *Conn) overdue(now uint32) uint32 {
+	if c.stopped.Load() {
+		by := c.closeBy.Load()
+		switch {
+		case c.dead.Load():
+			c.post()
+			return now + 2
+		case by == 0:
+			return now + 1 // the owner is about to close it
+		case now < by:
+			return by
+		}
+		c.Shutdown()
+		return now + 2
+	}
+	allowed := c.keepalive.Load()
+	if c.version.Load() == 0 {
+		allowed = uint32(c.loop.cfg.ConnectTimeout/tick) + 1
+	} else if c.paused.Load() || c.worker.Load() {
+		return now + 2
+	}
+	if allowed == 0 {
+		return never
+	}
+	if due := c.heard.Load() + allowed; now < due {
+		return due
+	}
+	c.timedOut.Store(true)
+	c.post()
+	return now + 2
+}

@@ -1,0 +1,142 @@
+package listen
+
+import (
+	"errors"
+	"io"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// ErrDetached is what mochi gets when it wants to read the next frame: it lets
+// go of the connection, which lives on. It reaches the hooks as OnDisconnect's
+// error; they do nothing then.
+var ErrDetached = errors.New("connection detached from mochi")
+
+// clientState is what later control frames need to know of the mochi client that
+// was built from CONNECT.
+type clientState struct {
+	id        string
+	username  []byte
+	keepalive uint16
+	clean     bool
+
+	expiry          uint32
+	expirySet       bool
+	problemInfo     byte
+	problemInfoSet  bool
+	responseInfo    byte
+	maxPacketSize   uint32
+	receiveMaximum  uint16
+	aliasMaximum    uint16
+	aliasMaximumSet bool
+}
+
+func (s *clientState) save(cl *mqtt.Client) {
+	p := &cl.Properties.Props
+	*s = clientState{
+		id: cl.ID, username: cl.Properties.Username, keepalive: cl.State.Keepalive, clean: cl.Properties.Clean,
+		expiry: p.SessionExpiryInterval, expirySet: p.SessionExpiryIntervalFlag,
+		problemInfo: p.RequestProblemInfo, problemInfoSet: p.RequestProblemInfoFlag,
+		responseInfo: p.RequestResponseInfo, maxPacketSize: p.MaximumPacketSize,
+		receiveMaximum: p.ReceiveMaximum, aliasMaximum: p.TopicAliasMaximum, aliasMaximumSet: p.TopicAliasMaximum > 0,
+	}
+}
+
+func (s *clientState) restore(cl *mqtt.Client, version byte) {
+	cl.ID = s.id
+	cl.State.Keepalive = s.keepalive
+	p := &cl.Properties
+	p.ProtocolVersion, p.Username, p.Clean = version, s.username, s.clean
+	p.Props.SessionExpiryInterval, p.Props.SessionExpiryIntervalFlag = s.expiry, s.expirySet
+	p.Props.RequestProblemInfo, p.Props.RequestProblemInfoFlag = s.problemInfo, s.problemInfoSet
+	p.Props.RequestResponseInfo = s.responseInfo
+	p.Props.MaximumPacketSize = s.maxPacketSize
+	p.Props.ReceiveMaximum = s.receiveMaximum
+	p.Props.TopicAliasMaximum = s.aliasMaximum
+}
+
+// detachHook sees mochi let go of a connection.
+type detachHook struct {
+	mqtt.HookBase
+	server *mqtt.Server
+}
+
+func (*detachHook) ID() string { return "herald-listen" }
+
+func (*detachHook) Provides(b byte) bool { return b == mqtt.OnDisconnect }
+
+func (h *detachHook) OnDisconnect(cl *mqtt.Client, err error, _ bool) {
+	c, ok := cl.Net.Conn.(*Conn)
+	if !ok || !errors.Is(err, ErrDetached) {
+		return
+	}
+	c.client.save(cl)
+	if cur, ok := h.server.Clients.Get(cl.ID); ok && cur == cl {
+		h.server.Clients.Delete(cl.ID)
+	}
+}
+
+// serve runs mochi for the control frame that is next in the left-over. c.worker
+// is set, so nobody else processes anything of c.
+func (c *Conn) serve() {
+	defer func() {
+		if r := recover(); r != nil {
+			c.panicked("control", r)
+		}
+		c.off += c.frame // what mochi did not want to read
+		c.frame = 0
+		if c.in != nil && c.off >= len(c.in.b) {
+			c.releaseIn()
+		}
+		again := c.in != nil
+		c.worker.Store(false)
+		if again || c.more.Load() || c.stopped.Load() {
+			c.post()
+		}
+	}()
+	c.detached.Store(false)
+	if !c.registered {
+		c.registered = true
+		err := c.lis.establish(c.lis.cfg.ID, c)
+		if !errors.Is(err, ErrDetached) {
+			c.loop.log.Debug("connection refused or ended", "listener", c.lis.cfg.ID, "error", err)
+			c.CloseAfter(nil, nil)
+		}
+		return
+	}
+	server := c.loop.server
+	cl := server.NewClient(c, c.lis.cfg.ID, c.client.id, false)
+	c.client.restore(cl, byte(c.version.Load()))
+	err := cl.Read(func(cl *mqtt.Client, pk packets.Packet) error {
+		err := server.InjectPacket(cl, pk)
+		if code, ok := errors.AsType[packets.Code](err); ok && byte(c.Version()) == 5 &&
+			code.Code >= packets.ErrUnspecifiedError.Code {
+			_ = server.DisconnectClient(cl, code)
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, ErrDetached) {
+		c.loop.log.Debug("connection ended", "listener", c.lis.cfg.ID, "client", c.client.id, "error", err)
+		c.CloseAfter(nil, nil)
+		return
+	}
+	// DISCONNECT may have changed it.
+	c.client.expiry = cl.Properties.Props.SessionExpiryInterval
+}
+
+// Read is mochi's: the bytes of the one frame that it is run for, then
+// ErrDetached.
+func (c *Conn) Read(p []byte) (int, error) {
+	if c.frame > 0 && len(p) > 0 {
+		n := copy(p, c.in.b[c.off:c.off+c.frame])
+		c.off += n
+		c.frame -= n
+		return n, nil
+	}
+	if c.stopped.Load() {
+		return 0, io.EOF
+	}
+	c.detached.Store(true)
+	return 0, ErrDetached
+}
