@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -42,13 +41,4 @@ func newConfigCommand() *cobra.Command {
 		return err
 	}
 	return group("config", "Check and show configuration", check, show)
-}
-
-// hostName is used where a name for this machine is wanted and nothing depends
-// on it.
-func hostName() string {
-	if name, err := os.Hostname(); err == nil {
-		return name
-	}
-	return "unknown"
 }

@@ -1,0 +1,61 @@
+# Herald's tasks. "make" alone lists them.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.1.0-dev)
+COMMIT   ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+SOAK     ?= 10m
+FUZZTIME ?= 5s
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test test-tools test-go bench soak fuzz lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/herald
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/herald ./cmd/herald
+
+run: build ## build and start a node: MQTT on 127.0.0.1:1883, data in ./data
+	./bin/herald serve
+
+test: test-tools test-go ## install what the tests need, then run all of them
+	$(MAKE) fuzz FUZZTIME=$(FUZZTIME)
+
+# Stock clients and a broker to compare with. Nothing is installed where they
+# are already; without root, install mosquitto and mosquitto-clients yourself.
+test-tools:
+	@if command -v mosquitto_pub >/dev/null && { command -v mosquitto || test -x /usr/sbin/mosquitto; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mosquitto mosquitto-clients; \
+	else echo 'make test: please install mosquitto and mosquitto-clients' >&2; exit 1; fi
+
+test-go:
+	$(GO) test -race -timeout 30m ./...
+
+bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.json
+	./internal/bench/install-peers.sh
+	./bin/herald bench --all
+
+soak: ## long run of the delivery checker with kills (SOAK=10m)
+	$(GO) run ./internal/checker/soak -for $(SOAK)
+
+# Go fuzzes one target of one package at a time.
+fuzz: ## every fuzz target for a while (FUZZTIME=5s)
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "fuzz $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+lint: ## gofmt, go vet, staticcheck, and golangci-lint where it is installed
+	@out="$$(gofmt -l .)"; if [ -n "$$out" ]; then echo "not gofmt'ed:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo 'golangci-lint is not installed: skipped'; fi
+
+clean: ## remove what was built (not ./data)
+	rm -rf bin bench.json
