@@ -73,7 +73,7 @@ type Listener struct {
 	// or v2, and what it says is the client's address.
 	ProxyProtocol bool `koanf:"proxy_protocol"`
 	// Mount is put before every topic and filter of the clients that connect
-	// here, and taken off again on the way back.
+	// here, and taken off again on the way back. Not available in this release.
 	Mount string `koanf:"mount"`
 	// MaxConnections bounds the connections of this listener; 0 is no bound.
 	MaxConnections int `koanf:"max_connections"`
@@ -179,16 +179,17 @@ const (
 	RoundRobin    = "round_robin"
 	LeastInflight = "least_inflight"
 	Sticky        = "sticky"
-	ByPublisher   = "by_publisher"
+	Hash          = "hash" // by publisher
 )
 
 // Shared is about shared subscriptions.
 type Shared struct {
-	// Durable names groups that have a queue even without a durable member.
+	// Durable names groups that have a queue even without a durable member:
+	// "{group}", with any filter, or "{group}/{filter}".
 	Durable []string `koanf:"durable"`
 	// Expiry is how long a group without members keeps its queue.
 	Expiry time.Duration `koanf:"expiry"`
-	// Strategy is RoundRobin, LeastInflight, Sticky or ByPublisher.
+	// Strategy is RoundRobin, LeastInflight, Sticky or Hash.
 	Strategy string `koanf:"strategy"`
 }
 

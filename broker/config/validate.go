@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/herald-mqtt/herald"
 )
 
 // maxInterval is the longest interval that MQTT can express: 2^32-2 seconds,
@@ -145,10 +147,8 @@ func (l *Listener) check(key string) *Error {
 	if !web && l.Protocol != Unix && l.Path != "" {
 		return refuse(key+".path", "is only for ws, wss and unix")
 	}
-	if l.Mount != "" {
-		if !utf8.ValidString(l.Mount) || strings.ContainsAny(l.Mount, "+#\x00") || len(l.Mount) > 1024 || strings.HasPrefix(l.Mount, "$") {
-			return refuse(key+".mount", "must be up to 1024 bytes of a topic name that does not start with $, not %q", l.Mount)
-		}
+	if l.Mount != "" { // whoever counts on it to keep clients apart must not be let down
+		return refuse(key+".mount", "not available in this release")
 	}
 	return l.checkTLS(key, secure)
 }
@@ -284,14 +284,18 @@ func (c *Config) checkQueue() *Error {
 }
 
 func (c *Config) checkShared() *Error {
-	for i, g := range c.Shared.Durable {
-		if g == "" || !utf8.ValidString(g) || strings.ContainsAny(g, "/+#\x00") {
-			return refuse(fmt.Sprintf("shared.durable[%d]", i), "must be a group name without / + or #, not %q", g)
+	for i, d := range c.Shared.Durable {
+		group, filter, both := strings.Cut(d, "/")
+		if !both {
+			filter = "#"
+		}
+		if _, _, _, ok := herald.SplitShare(herald.SharePrefix + group + "/" + filter); !ok {
+			return refuse(fmt.Sprintf("shared.durable[%d]", i), "must be {group} or {group}/{filter}, not %q", d)
 		}
 	}
 	return first(
 		atLeast("shared.expiry", c.Shared.Expiry, time.Second, maxInterval),
-		oneOf("shared.strategy", c.Shared.Strategy, RoundRobin, LeastInflight, Sticky, ByPublisher),
+		oneOf("shared.strategy", c.Shared.Strategy, RoundRobin, LeastInflight, Sticky, Hash),
 	)
 }
 
