@@ -37,7 +37,7 @@ test-go:
 
 bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.json
 	./internal/bench/install-peers.sh
-	./bin/herald bench --all
+	./bin/herald bench --all --json bench.json
 
 soak: ## long run of the delivery checker with kills (SOAK=10m)
 	$(GO) run ./internal/checker/soak -for $(SOAK)

@@ -101,6 +101,7 @@ environment refused. One line on standard error says why.`,
 		newConfigCommand(),
 		newPubCommand(),
 		newSubCommand(),
+		newBenchCommand(),
 		newVersionCommand(),
 	)
 	return root

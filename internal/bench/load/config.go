@@ -5,6 +5,7 @@ package load
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -42,6 +43,10 @@ type Config struct {
 
 	Threads int    // event loops, default 1; a topic stays with one loop
 	Prefix  string // of topics and client identifiers, default "bench"
+
+	// Part, when set, says which of the two histograms of Result.Latency
+	// takes a delivery: 0 or 1. It may change during the run.
+	Part *atomic.Int32
 
 	// Measure, when set, is called when the measured interval begins and
 	// when it ends, from the goroutine that called Run.
@@ -112,7 +117,8 @@ type Result struct {
 	Interval          time.Duration // measured
 	IntervalDelivered uint64        // delivered in it
 	IntervalPublished uint64
-	Latency           *Histogram // of deliveries in it
+	// Latency of the deliveries in the interval: the first, or by Config.Part.
+	Latency [2]Histogram
 }
 
 // PerSecond is the rate of deliveries in the measured interval.

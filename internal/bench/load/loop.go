@@ -44,7 +44,7 @@ type loop struct {
 	pubs    []*publisher // of all flows, for the schedule
 	issued  uint64       // messages given to publishers by the schedule
 	now     int64        // ns since start, once per wait
-	latency Histogram
+	latency [2]Histogram
 	moved   bool  // progress since the last wait
 	lastMov int64 // when there was progress
 
@@ -278,8 +278,13 @@ func (l *loop) readable(c *conn, phase int32) error {
 func (l *loop) receive(s *subscriber, data []byte, measure bool) (int, error) {
 	at := 0
 	now := int64(0)
+	var latency *Histogram
 	if measure {
 		now = int64(time.Since(l.start))
+		latency = &l.latency[0]
+		if p := l.config.Part; p != nil {
+			latency = &l.latency[p.Load()&1]
+		}
 	}
 	for {
 		body, size, err := nextFrame(data[at:])
@@ -305,7 +310,7 @@ func (l *loop) receive(s *subscriber, data []byte, measure bool) (int, error) {
 			if l.acks, stamp, fresh = s.message(p, l.acks); fresh {
 				l.local.delivered++
 				if measure {
-					l.latency.Add(now - stamp)
+					latency.Add(now - stamp)
 				}
 			}
 		case typePubrel:

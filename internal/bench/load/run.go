@@ -150,7 +150,7 @@ func (r *runner) run(ctx context.Context) (*Result, error) {
 	}
 	go func() { wg.Wait(); close(finished) }()
 
-	result := &Result{Latency: &Histogram{}}
+	result := &Result{}
 	if r.config.Count > 0 {
 		r.measure(result, func() {
 			// The loops stop by themselves when the count has arrived; in
@@ -234,7 +234,9 @@ func (r *runner) until(ctx context.Context, finished <-chan struct{}, cond func(
 // collect sums up the counters of all connections once the loops have ended.
 func (r *runner) collect(result *Result) {
 	for _, l := range r.loops {
-		result.Latency.Merge(&l.latency)
+		for i := range l.latency {
+			result.Latency[i].Merge(&l.latency[i])
+		}
 		lost, _, _ := l.outstanding()
 		result.Lost += lost
 		for _, p := range l.pubs {

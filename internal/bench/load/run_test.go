@@ -47,7 +47,7 @@ func TestEverythingArrives(t *testing.T) {
 					if begun != 1 || ended != 1 {
 						t.Errorf("Measure was called %d and %d times", begun, ended)
 					}
-					if r.Latency.Quantile(0.5) <= 0 {
+					if r.Latency[0].Quantile(0.5) <= 0 {
 						t.Error("no latency")
 					}
 				})
@@ -66,8 +66,8 @@ func TestByTime(t *testing.T) {
 	if r.Interval < 100*time.Millisecond || r.IntervalDelivered == 0 || r.IntervalDelivered >= r.Delivered {
 		t.Errorf("interval %v with %d of %d", r.Interval, r.IntervalDelivered, r.Delivered)
 	}
-	if r.Latency.Count() == 0 || r.Delivered != 3*r.Published {
-		t.Errorf("%d latencies, published %d, delivered %d", r.Latency.Count(), r.Published, r.Delivered)
+	if r.Latency[0].Count() == 0 || r.Delivered != 3*r.Published {
+		t.Errorf("%d latencies, published %d, delivered %d", r.Latency[0].Count(), r.Published, r.Delivered)
 	}
 }
 

@@ -54,3 +54,26 @@ func Resident(pid int) (int64, error) {
 	}
 	return 0, fmt.Errorf("resident memory: /proc/%d/status has no VmRSS", pid)
 }
+
+// Busy is the time that all processors of the machine have worked, interrupts
+// included, since it started.
+func Busy() (time.Duration, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, fmt.Errorf("cpu time: %w", err)
+	}
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	fields := bytes.Fields(line)
+	if len(fields) < 8 || string(fields[0]) != "cpu" {
+		return 0, fmt.Errorf("cpu time: /proc/stat is not understood")
+	}
+	sum := int64(0)
+	for _, i := range []int{1, 2, 3, 6, 7} { // user, nice, system, irq, softirq
+		v, err := strconv.ParseInt(string(fields[i]), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("cpu time: %w", err)
+		}
+		sum += v
+	}
+	return time.Duration(sum) * tick, nil
+}
