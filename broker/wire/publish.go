@@ -83,7 +83,8 @@ var (
 // known and within bounds, whether the client keeps its receive maximum, whether
 // a payload that calls itself UTF-8 is.
 //
-// Hot: 10 ns for 3.1.1 and for MQTT 5 without properties.
+// Hot: 9 ns for 3.1.1 and for MQTT 5 without properties, 6 with the topic of the
+// frame before, 16 more for two properties (BenchmarkParsePublish).
 func ParsePublish(frame []byte, v herald.Version, p *Publish) error {
 	return ParsePublishSame(frame, v, nil, p)
 }
@@ -123,7 +124,11 @@ func ParsePublishSame(frame []byte, v herald.Version, prev []byte, p *Publish) e
 			return errTopicEmpty // [MQTT-4.7.3-1]
 		}
 	}
-	*p = Publish{Flags: first, Same: same, Padded: padded, Topic: topic, ExpiryAt: -1, AliasAt: -1}
+	// Field by field: a composite literal is built aside and copied, at 4 ns.
+	p.Flags, p.Same, p.Padded, p.HasExpiry = first, same, padded, false
+	p.PacketID, p.Alias, p.Expiry = 0, 0, 0
+	p.PacketIDAt, p.ExpiryAt, p.AliasAt = 0, -1, -1
+	p.Topic, p.Properties = topic, nil
 	if first&0x06 != 0 {
 		if end+2 > len(frame) {
 			return errTruncated

@@ -27,8 +27,8 @@ func oddByte(c byte) bool { return c < 0x20 || c >= 0x7f || c == '+' || c == '#'
 // plain tells whether b is printable ASCII without wildcards, which is what
 // nearly every topic is.
 //
-// Hot: once per PUBLISH whose topic is not the one before; 3 ns for 32 bytes,
-// 8 bytes at a time, where a loop over bytes took 14.
+// Hot: once per PUBLISH whose topic is not the one before. 8 bytes at a time it
+// takes 5 ns for 32 bytes, where a loop over bytes took 13.
 func plain(b []byte) bool {
 	if len(b) < 8 {
 		for _, c := range b {
@@ -38,12 +38,15 @@ func plain(b []byte) bool {
 		}
 		return true
 	}
-	for i := 0; i+8 <= len(b); i += 8 {
-		if odd(binary.LittleEndian.Uint64(b[i:])) {
+	if odd(binary.LittleEndian.Uint64(b[len(b)-8:])) {
+		return false
+	}
+	for ; len(b) >= 8; b = b[8:] {
+		if odd(binary.LittleEndian.Uint64(b)) {
 			return false
 		}
 	}
-	return !odd(binary.LittleEndian.Uint64(b[len(b)-8:]))
+	return true
 }
 
 // checkTopic verifies a topic name [MQTT-3.3.2-2], [MQTT-4.7.3-1],
