@@ -95,7 +95,7 @@ func TestUvarint(t *testing.T) {
 	}
 }
 
-// TestSplitAllocations guards the paths that every packet takes.
+// TestAllocations guards the paths that every packet takes.
 func TestAllocations(t *testing.T) {
 	pub3 := frame(0x32, text("some/topic/of/a/device"), u16(1), "payload")
 	pub5 := frame(0x32, text("some/topic/of/a/device"), u16(1), 0, "payload")
