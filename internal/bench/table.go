@@ -210,6 +210,11 @@ func (r *RowReport) conclude(row Row) {
 		}
 	}
 	r.Verdicts = row.judge(herald, peers)
+	if !herald.OK {
+		for i := range r.Verdicts {
+			r.Verdicts[i].Got, r.Verdicts[i].Met = 0, false
+		}
+	}
 }
 
 func system() string {
