@@ -1,13 +1,13 @@
 package main
 
 import (
-	"errors"
-
 	"go.uber.org/zap"
 
+	"github.com/herald-mqtt/herald/broker"
 	"github.com/herald-mqtt/herald/broker/config"
 )
 
-func openNode(config.Config, *zap.Logger) (node, error) {
-	return nil, errors.New("no broker is built in yet")
+func openNode(c config.Config, log *zap.Logger) (node, error) {
+	broker.Version = version
+	return broker.New(c, log)
 }

@@ -1,0 +1,177 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
+
+	"github.com/herald-mqtt/herald/broker/config"
+	"github.com/herald-mqtt/herald/broker/engine"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/topic"
+	"github.com/herald-mqtt/herald/broker/wire"
+	hook "github.com/herald-mqtt/herald/hooks/session"
+	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/pebble"
+)
+
+// Broker is a node.
+type Broker struct {
+	cfg      config.Config
+	log      *zap.Logger
+	store    persistence.Store
+	engine   *engine.Engine
+	loop     *listen.Loop
+	registry *prometheus.Registry
+	mochi    server
+
+	listeners []*listen.Listener
+	serving   atomic.Bool
+}
+
+// server is what the broker needs of mochi.
+type server interface {
+	Serve() error
+	Close() error
+}
+
+// Version is told to clients that ask, in $SYS; set by the linker's user.
+var Version = "dev"
+
+// New opens the store of a node. It listens nowhere before Run. Errors wrap
+// herald.ErrInUse, herald.ErrSchemaNewer, herald.ErrCorrupt.
+func New(cfg config.Config, log *zap.Logger) (*Broker, error) {
+	store, err := pebble.Open(cfg.Node.Data, pebble.Options{Logger: log.Named("store"), InlineUpTo: cfg.Inbox.InlineUpTo})
+	if err != nil {
+		return nil, err
+	}
+	b := &Broker{cfg: cfg, log: log, store: store, registry: prometheus.NewRegistry()}
+	if err := b.build(); err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return b, nil
+}
+
+func (b *Broker) build() error {
+	c := &b.cfg.MQTT
+	strategy, err := topic.ParseStrategy(b.cfg.Shared.Strategy)
+	if err != nil {
+		return fmt.Errorf("shared.strategy: %w", err)
+	}
+	b.engine = engine.New(engine.Config{
+		MaxQoS:         byte(c.MaxQoS),
+		ReceiveMaximum: c.ReceiveMaximum,
+		MaxPacket:      uint32(c.MaxPacketSize),
+		MaxClients:     c.MaxClients,
+		MaxKeepalive:   uint16(c.MaxKeepalive / time.Second),
+		ExpiryMax:      uint32(c.SessionExpiryMax / time.Second),
+		ExpiryV3:       uint32(c.SessionExpiryV3 / time.Second),
+		AliasMaximum:   uint16(c.TopicAliasMaximum),
+		Queue: engine.QueueLimits{
+			Messages: b.cfg.Queue.MaxMessages, Bytes: int64(b.cfg.Queue.MaxBytes), Full: b.cfg.Queue.Full,
+		},
+		Shared: engine.SharedConfig{
+			Durable: b.cfg.Shared.Durable, Expiry: b.cfg.Shared.Expiry, Strategy: strategy,
+		},
+		SysInterval: c.SysInterval,
+		Version:     "herald version " + Version,
+	}, b.store, b.log)
+	slogs := zapslog.NewHandler(b.log.Core())
+	mochi, err := hook.NewServer(hook.Options{
+		ReceiveMaximum: uint16(c.ReceiveMaximum), MaxQoS: byte(c.MaxQoS),
+		AliasMaximum: uint16(c.TopicAliasMaximum), MaxPacket: uint32(c.MaxPacketSize), Log: slogs,
+	}, sessions{b.engine})
+	if err != nil {
+		return err
+	}
+	b.loop, err = listen.NewLoop(listen.LoopConfig{
+		MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
+	}, b.engine)
+	if err != nil {
+		return err
+	}
+	if err := b.loop.Attach(mochi); err != nil {
+		return err
+	}
+	b.register()
+	for i, l := range b.cfg.Listeners {
+		open, err := b.bind(i, l)
+		if err == nil {
+			err = mochi.AddListener(open)
+		}
+		if err != nil {
+			for _, open := range b.listeners {
+				open.Close(func(string) {})
+			}
+			return err
+		}
+		b.listeners = append(b.listeners, open)
+	}
+	b.mochi = mochi
+	return nil
+}
+
+// Run serves until ctx ends; then it stops accepting, tells the clients, commits
+// what was accepted and returns. It closes the store.
+func (b *Broker) Run(ctx context.Context) error {
+	if err := b.engine.Start(ctx); err != nil {
+		return errors.Join(err, b.store.Close())
+	}
+	b.loop.Start()
+	if err := b.mochi.Serve(); err != nil {
+		return errors.Join(err, b.store.Close())
+	}
+	b.serving.Store(true)
+	<-ctx.Done()
+	b.serving.Store(false)
+	return b.stop()
+}
+
+// stop is the way back of Run.
+func (b *Broker) stop() error {
+	b.engine.Refuse()
+	for _, l := range b.listeners {
+		l.Close(func(string) {})
+	}
+	w := listen.NewWorker()
+	b.loop.Each(func(c *listen.Conn) {
+		c.CloseAfter(w, wire.AppendDisconnect(nil, c.Version(), wire.ReasonShuttingDown, "", ""))
+	})
+	w.Flush()
+	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout)
+	defer cancel()
+	err := b.loop.Stop(ctx)
+	b.engine.Stop()
+	return errors.Join(err, b.mochi.Close(), b.store.Close())
+}
+
+// Ready returns the reasons why the node cannot serve now; none: it can.
+func (b *Broker) Ready() []string {
+	var why []string
+	if !b.serving.Load() {
+		why = append(why, "not listening")
+	}
+	if err := b.store.Health(); err != nil {
+		why = append(why, err.Error())
+	}
+	return why
+}
+
+// Registry holds the node's metrics.
+func (b *Broker) Registry() *prometheus.Registry { return b.registry }
+
+// Listening describes where the node listens, one line each.
+func (b *Broker) Listening() []string {
+	out := make([]string, len(b.listeners))
+	for i, l := range b.listeners {
+		out[i] = l.Protocol() + " " + l.Address()
+	}
+	return out
+}

@@ -1,0 +1,440 @@
+package engine
+
+import (
+	"errors"
+	"math"
+	"time"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// never is the session expiry interval that does not end.
+const never = math.MaxUint32
+
+// Connack is what a client's CONNACK says.
+type Connack struct {
+	SessionPresent bool
+	// SessionExpiry is told if it is not what the client asked for.
+	HasSessionExpiry bool
+	SessionExpiry    uint32
+}
+
+// ErrBusy is returned by Connect when there are too many clients.
+var ErrBusy = errors.New("engine: too many clients")
+
+// Accept looks at a CONNECT before its client is authenticated. It tells the
+// keepalive to grant, in seconds, and whether that is not what was asked for;
+// ok is false if the client was refused and told.
+func (e *Engine) Accept(conn *listen.Conn) (keepalive uint16, override, ok bool) {
+	con, err := wire.CheckConnect(conn.Connect())
+	if err != nil {
+		conn.Shutdown()
+		return 0, false, false
+	}
+	if con.HasAuth { // no method is known [MQTT-4.12.0-1]
+		conn.CloseAfter(nil, wire.AppendConnack(nil, con.Version, false, wire.ReasonAuthMethod, nil))
+		return 0, false, false
+	}
+	if con.HasWill && con.WillQoS > e.cfg.MaxQoS {
+		conn.CloseAfter(nil, wire.AppendConnack(nil, con.Version, false, wire.ReasonQoS, nil))
+		return 0, false, false
+	}
+	keepalive = con.Keepalive
+	if m := e.cfg.MaxKeepalive; m > 0 && (keepalive == 0 || keepalive > m) {
+		keepalive = m
+	}
+	conn.SetKeepalive(time.Duration(keepalive) * time.Second)
+	return keepalive, keepalive != con.Keepalive, true
+}
+
+// Connect claims the session of the authenticated client whose id is name and
+// whose CONNECT conn holds: it takes it from an older connection, which gets 0x8E
+// [MQTT-3.1.4-3], loads it or makes a new one, and attaches it to conn. It
+// blocks for the store. After it, the caller sends CONNACK and calls
+// Established. An error is ErrBusy or wraps herald.ErrUnavailable.
+func (e *Engine) Connect(conn *listen.Conn, name string) (Connack, error) {
+	if e.refusing.Load() {
+		return Connack{}, herald.ErrUnavailable
+	}
+	con0, err := wire.CheckConnect(conn.Connect())
+	if err != nil {
+		return Connack{}, err
+	}
+	con := &con0
+	unlock := e.claims.lock(name)
+	defer unlock()
+	w := listen.NewWorker()
+	defer w.Flush()
+	e.takeOver(name, con, w)
+	if e.cfg.MaxClients > 0 && e.connected() >= e.cfg.MaxClients {
+		return Connack{}, ErrBusy
+	}
+
+	now := e.now()
+	old, err := e.store.Session(e.ctx, persistence.Client, name)
+	exists := err == nil
+	if err != nil && !errors.Is(err, herald.ErrNotFound) {
+		return Connack{}, err
+	}
+	if exists && (con.Clean || old.Expires != 0 && old.Expires <= now) {
+		if err := e.endAtRest(old); err != nil {
+			return Connack{}, err
+		}
+		exists = false
+	}
+
+	expiry, ack := e.expiry(con)
+	durable := exists || expiry > 0
+	row := persistence.Session{Kind: persistence.Client, Name: name}
+	if exists {
+		row = old
+	} else {
+		row.ID = e.newSessionID()
+	}
+	row.Version, row.ExpiryInterval, row.Expires = con.Version, expiry, 0
+	row.Epoch++
+	row.Connected, row.Disconnected = now, 0
+
+	c := &client{
+		e: e, name: name, version: con.Version, row: row,
+		lane: uint32(row.ID ^ row.ID>>22), conn: conn, in: conn,
+		core: session.New(row.ID, durable),
+		subs: make(map[string]*subscription),
+		gone: make(chan struct{}),
+	}
+	var b persistence.Batch
+	if durable {
+		b.Sessions = []persistence.Session{row}
+	}
+	if con.HasWill {
+		c.will = e.newWill(c, con, now)
+		b.Wills = []persistence.Will{*c.will}
+	} else if exists {
+		b.WillsGone = []herald.SessionID{row.ID}
+	}
+	if !b.Empty() {
+		if err := e.commit(&b); err != nil {
+			return Connack{}, err
+		}
+	}
+	e.wills.forget(row.ID)
+	if durable {
+		c.h = e.handleFor(row.ID, true)
+	} else {
+		c.h = &handle{id: row.ID}
+	}
+	if exists {
+		if err := e.loadSubscriptions(c); err != nil {
+			return Connack{}, err
+		}
+	}
+	e.clientsMu.Lock()
+	e.clients[name] = c
+	e.stats.ClientsMaximum.Store(max(e.stats.ClientsMaximum.Load(), int64(len(e.clients))))
+	e.clientsMu.Unlock()
+	e.stats.Connections.Add(1)
+	conn.SetUser(c)
+	ack.SessionPresent = exists
+	return ack, nil
+}
+
+// expiry is the session expiry interval that a client gets.
+func (e *Engine) expiry(con *wire.Connect) (uint32, Connack) {
+	if con.Version != herald.V5 {
+		switch {
+		case con.Clean:
+			return 0, Connack{}
+		case e.cfg.ExpiryV3 == 0:
+			return never, Connack{}
+		}
+		return e.cfg.ExpiryV3, Connack{}
+	}
+	x := con.SessionExpiry
+	if e.cfg.ExpiryMax > 0 && x > e.cfg.ExpiryMax { // [MQTT-3.2.2-17]
+		return e.cfg.ExpiryMax, Connack{HasSessionExpiry: true, SessionExpiry: e.cfg.ExpiryMax}
+	}
+	return x, Connack{}
+}
+
+// Established starts a session after its CONNACK was sent: from here on it is
+// delivered to.
+func (e *Engine) Established(conn *listen.Conn) {
+	c, _ := conn.User().(*client)
+	if c == nil {
+		conn.CloseAfter(nil, nil) // it was told why
+		return
+	}
+	con, err := wire.CheckConnect(conn.Connect())
+	if err != nil {
+		conn.Shutdown()
+		return
+	}
+	conn.ReleaseConnect()
+	p := session.Params{
+		Version: c.version, ReceiveMaximum: e.cfg.ReceiveMaximum,
+		MaxPacket: con.MaximumPacketSize, AliasMaximum: con.TopicAliasMaximum,
+	}
+	if con.Version == herald.V5 {
+		p.ReceiveMaximum = min(p.ReceiveMaximum, int(con.ReceiveMaximum))
+	}
+	var win persistence.Window
+	if c.core.Durable() {
+		if win, err = e.store.Window(e.ctx, c.h.id); err != nil {
+			w := listen.NewWorker()
+			c.fail(wire.ReasonUnspecified, w)
+			w.Flush()
+			return
+		}
+	}
+	w := listen.NewWorker()
+	s := e.scratch(w)
+	c.mu.Lock()
+	if c.conn != nil {
+		c.attached.Store(true)
+		c.h.live.Store(c)
+		env := e.env()
+		fx := c.begin(s)
+		c.core.Attach(p, win, env, fx)
+		e.end(c, env, w, s)
+		if len(win.Sent) > 0 {
+			e.restoreForeign(c, win.Sent)
+		}
+		e.resumeRetained(c)
+	}
+	c.mu.Unlock()
+	e.groups.joined(e, c, w)
+	w.Flush()
+}
+
+// takeOver puts an older connection of the client away and waits until all that
+// it had under way is committed.
+func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) {
+	e.clientsMu.RLock()
+	old := e.clients[name]
+	e.clientsMu.RUnlock()
+	if old == nil {
+		return
+	}
+	old.mu.Lock()
+	conn := old.conn
+	if conn != nil {
+		old.ending.takenOver = true
+	}
+	old.mu.Unlock()
+	if conn != nil {
+		e.stats.TakeOvers.Add(1)
+		conn.CloseAfter(w, wire.AppendDisconnect(nil, old.version, wire.ReasonTakenOver, "", ""))
+		w.Flush()
+		e.detach(old, con)
+	}
+	<-old.gone
+}
+
+// Disconnected notes what a client's DISCONNECT says; the connection's end
+// follows. It returns an error if the client broke the protocol.
+func (e *Engine) Disconnected(conn *listen.Conn, reason byte, expiry uint32, hasExpiry bool) error {
+	c, _ := conn.User().(*client)
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if hasExpiry && c.row.ExpiryInterval == 0 && expiry > 0 {
+		return errExpiry // [MQTT-3.14.2-2]
+	}
+	if e.cfg.ExpiryMax > 0 {
+		expiry = min(expiry, e.cfg.ExpiryMax)
+	}
+	c.ending.clean = reason != wire.ReasonDisconnectWill // [MQTT-3.14.4-3]
+	c.ending.expiry, c.ending.hasExpiry = expiry, hasExpiry
+	return nil
+}
+
+var errExpiry = &wire.Error{Reason: wire.ReasonProtocol, Text: "session expiry interval set in DISCONNECT after 0 in CONNECT"}
+
+// Closed is the end of a connection: the listener's handler.
+func (e *Engine) Closed(conn *listen.Conn) {
+	if c, _ := conn.User().(*client); c != nil {
+		e.detach(c, nil)
+	}
+}
+
+// detach takes a client's connection away from its session, once. takeOver is
+// the CONNECT of the connection that takes its place, or nil.
+func (e *Engine) detach(c *client, takeOver *wire.Connect) {
+	c.mu.Lock()
+	if c.conn == nil {
+		c.mu.Unlock()
+		return
+	}
+	c.conn = nil
+	c.h.live.CompareAndSwap(c, nil)
+	ending := c.ending
+	c.mu.Unlock()
+	c.pmu.Lock()
+	c.in = nil
+	c.pmu.Unlock()
+	c.settleDown()
+	e.putAway(c, ending, takeOver)
+	e.clientsMu.Lock()
+	if e.clients[c.name] == c {
+		delete(e.clients, c.name)
+	}
+	e.clientsMu.Unlock()
+	close(c.gone)
+}
+
+// putAway stores what is left of a session without a connection, or ends it,
+// and sees to its will.
+func (e *Engine) putAway(c *client, ending disconnect, takeOver *wire.Connect) {
+	now := e.now()
+	row := c.row
+	if ending.hasExpiry {
+		row.ExpiryInterval = ending.expiry
+	}
+	ends := row.ExpiryInterval == 0 || takeOver != nil && takeOver.Clean
+	will := c.will
+	if will != nil && ending.clean {
+		will = nil // [MQTT-3.14.4-3]
+	}
+	var b persistence.Batch
+	if c.will != nil && will == nil {
+		b.WillsGone = append(b.WillsGone, c.h.id)
+	}
+	delay := uint32(0)
+	if will != nil {
+		if delay = will.Delay; ends {
+			delay = 0
+		} else {
+			delay = min(delay, row.ExpiryInterval)
+		}
+		if takeOver != nil && delay > 0 && !takeOver.Clean {
+			will = nil // resumed before the delay has passed [MQTT-3.1.3-9]
+			b.WillsGone = append(b.WillsGone, c.h.id)
+		}
+	}
+	env := e.env()
+	c.mu.Lock()
+	c.core.Detach(env, &b)
+	c.mu.Unlock()
+	if !ends {
+		row.Disconnected = now
+		row.Expires = 0
+		if row.ExpiryInterval != never {
+			row.Expires = now + int64(row.ExpiryInterval)*1000
+		}
+		b.Sessions = append(b.Sessions, row)
+		if will != nil && delay > 0 {
+			will.Due = now + int64(delay)*1000
+			b.Wills = append(b.Wills, *will)
+			e.wills.add(will)
+			will = nil
+		}
+	}
+	if !b.Empty() {
+		if err := e.commit(&b); err != nil {
+			e.log.Error("putting a session away", sessionField(c.h.id), errField(err))
+		}
+	}
+	if will != nil {
+		e.publishWill(will)
+	}
+	if ends {
+		e.endClient(c, row)
+		return
+	}
+	e.handlesMu.Lock()
+	if len(c.subs) == 0 && c.h.live.Load() == nil {
+		delete(e.handles, c.h.id)
+	}
+	e.handlesMu.Unlock()
+}
+
+// endClient ends the session of a client whose connection is gone.
+func (e *Engine) endClient(c *client, row persistence.Session) {
+	w := listen.NewWorker()
+	for _, sub := range c.subs {
+		e.unroute(c.h, sub.Filter)
+	}
+	c.mu.Lock()
+	back := make(map[herald.SessionID][]herald.ID)
+	c.core.Unacknowledged(func(src herald.SessionID, id herald.ID) { back[src] = append(back[src], id) })
+	c.mu.Unlock()
+	e.groups.takeBack(e, back, w)
+	if c.core.Durable() {
+		if err := e.commit(&persistence.Batch{Delete: []persistence.Session{row}}); err != nil {
+			e.log.Error("ending a session", sessionField(row.ID), errField(err))
+		}
+	}
+	e.dropHandle(row.ID)
+	w.Flush()
+}
+
+// endAtRest ends a session that nobody is connected to.
+func (e *Engine) endAtRest(row persistence.Session) error {
+	subs, err := e.store.Subscriptions(e.ctx, row.ID)
+	if err != nil {
+		return err
+	}
+	win, err := e.store.Window(e.ctx, row.ID)
+	if err != nil {
+		return err
+	}
+	// A will whose delay has not passed is sent when the session ends
+	// [MQTT-3.1.3-9].
+	if will := e.wills.take(row.ID); will != nil {
+		e.publishWill(will)
+	}
+	if err := e.commit(&persistence.Batch{Delete: []persistence.Session{row}}); err != nil {
+		return err
+	}
+	h := e.handleFor(row.ID, true)
+	for _, sub := range subs {
+		e.unroute(h, sub.Filter)
+	}
+	back := make(map[herald.SessionID][]herald.ID)
+	for _, s := range win.Sent {
+		if s.Source != 0 && s.Step == persistence.Published {
+			back[s.Source] = append(back[s.Source], s.ID)
+		}
+	}
+	if len(back) > 0 {
+		w := listen.NewWorker()
+		e.groups.takeBack(e, back, w)
+		w.Flush()
+	}
+	e.dropHandle(row.ID)
+	return nil
+}
+
+// commit commits a batch and waits for it.
+func (e *Engine) commit(b *persistence.Batch) error {
+	done := make(chan error, 1)
+	e.store.Commit(b, func(err error) { done <- err })
+	return <-done
+}
+
+// Malformed answers a client that broke the protocol: the listener's handler.
+func (e *Engine) Malformed(conn *listen.Conn, w *listen.Worker, err *wire.Error) {
+	e.stats.Rejected.Add(1)
+	var b []byte
+	if v := conn.Version(); v == 0 {
+		if frame := conn.Connect(); frame != nil {
+			con, _ := wire.CheckConnect(frame)
+			b = wire.AppendConnack(nil, con.Version, false, err.Reason, nil)
+		}
+	} else {
+		b = wire.AppendDisconnect(nil, v, err.Reason, err.Text, "")
+	}
+	conn.CloseAfter(w, b)
+}
+
+// Timeout ends a connection that was silent for too long: the listener's
+// handler.
+func (e *Engine) Timeout(conn *listen.Conn, w *listen.Worker) {
+	conn.CloseAfter(w, wire.AppendDisconnect(nil, conn.Version(), wire.ReasonKeepalive, "", ""))
+}

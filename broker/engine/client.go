@@ -1,0 +1,173 @@
+package engine
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// client is a session with its connection. A new one is made for each
+// connection; the old one, if any, is put away before.
+type client struct {
+	// Fixed at construction.
+	e       *Engine
+	h       *handle
+	name    string
+	version herald.Version
+	lane    uint32 // chooses the worker
+	row     persistence.Session
+	core    *session.Session // its methods need mu, but for the inbound packet ids
+
+	// Owned by whoever reads the connection.
+	aliases []string // topic aliases of the client
+
+	mu       sync.Mutex // guards below, and core
+	conn     *listen.Conn
+	subs     map[string]*subscription
+	retained []*retainedJob
+	will     *persistence.Will
+	ending   disconnect // what the client said when it went
+
+	pmu     sync.Mutex // guards below; taken after mu
+	in      *listen.Conn
+	line    []*shipment // under way, in the order of the publishes
+	unacked int         // QoS 1 publishes in line
+	paused  bool
+	drained chan struct{} // closed when line gets empty; nil if nobody waits
+
+	gone     chan struct{} // closed when the session is put away
+	attached atomic.Bool   // the CONNACK was sent
+}
+
+// subscription is one of a client's, while it is connected.
+type subscription struct {
+	persistence.Subscription
+	group  *group // of a shared one
+	member string // its filter, without $share
+}
+
+// disconnect is what a client said when it went.
+type disconnect struct {
+	clean     bool // DISCONNECT came and does not ask for the will
+	takenOver bool
+	expiry    uint32
+	hasExpiry bool
+}
+
+var (
+	errQoS            = &wire.Error{Reason: wire.ReasonQoS, Text: "QoS not supported"}
+	errReceiveMaximum = &wire.Error{Reason: wire.ReasonReceiveMaximum, Text: "receive maximum exceeded"}
+	errAlias          = &wire.Error{Reason: wire.ReasonTopicAlias, Text: "topic alias invalid"}
+	errAliasUnknown   = &wire.Error{Reason: wire.ReasonProtocol, Text: "topic alias unknown"}
+)
+
+// alias resolves, or sets, a topic alias of the client [MQTT-3.3.2-7].
+func (c *client) alias(n uint16, topic []byte, maximum uint16) ([]byte, error) {
+	if n > maximum {
+		return nil, errAlias // [MQTT-3.3.2-9]
+	}
+	if c.aliases == nil {
+		c.aliases = make([]string, int(maximum)+1)
+	}
+	if len(topic) > 0 {
+		if c.aliases[n] != string(topic) {
+			c.aliases[n] = string(topic)
+		}
+		return topic, nil
+	}
+	if c.aliases[n] == "" {
+		return nil, errAliasUnknown
+	}
+	return []byte(c.aliases[n]), nil
+}
+
+// over tells whether another QoS > 0 publish would pass the receive maximum that
+// was told to the client. MQTT 3.1.1 has none.
+func (c *client) over(in *intake) bool {
+	if c.version != herald.V5 {
+		return false
+	}
+	under := c.core.Holding()
+	if under < c.e.cfg.ReceiveMaximum {
+		c.pmu.Lock()
+		under += c.unacked
+		c.pmu.Unlock()
+		if sh := in.ship; sh != nil && !sh.batch.Empty() {
+			under += sh.unacked
+		}
+	}
+	return under >= c.e.cfg.ReceiveMaximum
+}
+
+// idle tells whether nothing of the client is under way.
+func (c *client) idle() bool {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	return len(c.line) == 0
+}
+
+// settleDown waits until nothing of the client is under way.
+func (c *client) settleDown() {
+	c.pmu.Lock()
+	if len(c.line) == 0 {
+		c.pmu.Unlock()
+		return
+	}
+	if c.drained == nil {
+		c.drained = make(chan struct{})
+	}
+	ch := c.drained
+	c.pmu.Unlock()
+	<-ch
+}
+
+func held(c *client, pid uint16, id herald.ID) persistence.Held {
+	return persistence.Held{Session: c.h.id, PacketID: pid, ID: id}
+}
+
+// claims let one connection at a time claim a client id.
+type claims struct {
+	mu sync.Mutex
+	m  map[string]*claim
+}
+
+type claim struct {
+	mu sync.Mutex
+	n  int
+}
+
+// lock claims name and returns what gives it back.
+func (c *claims) lock(name string) (unlock func()) {
+	c.mu.Lock()
+	k := c.m[name]
+	if k == nil {
+		k = new(claim)
+		c.m[name] = k
+	}
+	k.n++
+	c.mu.Unlock()
+	k.mu.Lock()
+	return func() {
+		k.mu.Unlock()
+		c.mu.Lock()
+		if k.n--; k.n == 0 {
+			delete(c.m, name)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// asWireError tells why a client is cut off.
+func asWireError(err error) *wire.Error {
+	var w *wire.Error
+	if errors.As(err, &w) {
+		return w
+	}
+	return &wire.Error{Reason: wire.ReasonUnspecified, Text: err.Error()}
+}

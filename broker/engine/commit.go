@@ -1,0 +1,243 @@
+package engine
+
+import (
+	"runtime"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// flight knows which IDs are under way: reserved, and not yet committed and
+// delivered. Reservations are made under its lock, so they are ascending.
+type flight struct {
+	mu    sync.Mutex
+	cond  sync.Cond
+	queue []*passage // ascending by first
+	last  herald.ID  // newest that was reserved
+}
+
+// passage is one reservation of IDs.
+type passage struct {
+	first herald.ID
+	done  bool
+}
+
+// begin reserves n IDs.
+func (f *flight) begin(ids *herald.IDs, now int64, n int) (herald.Reserved, *passage) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := ids.Next(now, n)
+	p := &passage{first: r.At(0)}
+	f.queue = append(f.queue, p)
+	f.last = r.At(n - 1)
+	return r, p
+}
+
+// finish tells that what was reserved with p is committed and delivered, or
+// never will be.
+func (f *flight) finish(p *passage) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p.done = true
+	n := 0
+	for n < len(f.queue) && f.queue[n].done {
+		n++
+	}
+	if n > 0 {
+		f.queue = append(f.queue[:0], f.queue[n:]...)
+	}
+	if len(f.queue) == 0 && f.cond.L != nil {
+		f.cond.Broadcast()
+	}
+}
+
+// closed is the ID at or below which nothing is under way any more, or will be.
+func (f *flight) closed() herald.ID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.queue) > 0 {
+		return f.queue[0].first - 1
+	}
+	return f.last
+}
+
+// wait returns when nothing is under way.
+func (f *flight) wait() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cond.L = &f.mu
+	for len(f.queue) > 0 {
+		f.cond.Wait()
+	}
+}
+
+// shipment is a batch of publishes of one client on its way from intake to
+// acknowledgement.
+type shipment struct {
+	from    *client // nil: the broker itself
+	runs    []routed
+	acks    []byte // for the publisher, when all else is done
+	unacked int    // QoS 1 publishes that acks answer
+	batch   persistence.Batch
+	passage *passage
+	err     error
+	done    bool   // committed, or nothing to commit; guarded by from.pmu
+	then    func() // called last, on a worker's goroutine; may be nil
+}
+
+// ship sends a shipment on: to the store if it has something to store, else on
+// at once, or behind those of the same client that are under way.
+func (e *Engine) ship(s *shipment, w *listen.Worker) {
+	c := s.from
+	if s.batch.Empty() {
+		if c != nil && !c.enqueueIfBusy(s) {
+			e.deliver(s, w)
+			c.acknowledge(s.acks, w)
+			e.landed(s)
+			return
+		}
+		if c == nil {
+			e.deliver(s, w)
+			e.landed(s)
+		}
+		return
+	}
+	if c != nil {
+		c.enqueue(s)
+	}
+	e.stats.Commits.Add(1)
+	e.store.Commit(&s.batch, func(err error) {
+		s.err = err
+		e.worker(c).put(s)
+	})
+}
+
+// landed ends a shipment.
+func (e *Engine) landed(s *shipment) {
+	if s.passage != nil {
+		e.flight.finish(s.passage)
+	}
+	if s.then != nil {
+		s.then()
+	}
+}
+
+// worker completes shipments whose commit is through: those of one client
+// always the same worker, in the order of their commits.
+type worker struct {
+	e    *Engine
+	w    *listen.Worker
+	mu   sync.Mutex
+	wake sync.Cond
+	todo []task
+	stop bool
+	done chan struct{}
+}
+
+// task is a shipment to complete or a function to call.
+type task struct {
+	s *shipment
+	f func(*listen.Worker)
+}
+
+func newWorkers(e *Engine) []*worker {
+	ws := make([]*worker, runtime.GOMAXPROCS(0))
+	for i := range ws {
+		k := &worker{e: e, w: listen.NewWorker(), done: make(chan struct{})}
+		k.wake.L = &k.mu
+		ws[i] = k
+		go k.run()
+	}
+	return ws
+}
+
+func stopWorkers(ws []*worker) {
+	for _, k := range ws {
+		k.mu.Lock()
+		k.stop = true
+		k.wake.Signal()
+		k.mu.Unlock()
+		<-k.done
+	}
+}
+
+// worker returns the one that completes the client's shipments.
+func (e *Engine) worker(c *client) *worker {
+	if c == nil {
+		return e.workers[0]
+	}
+	return e.workers[int(c.lane)%len(e.workers)]
+}
+
+func (k *worker) put(s *shipment) { k.add(task{s: s}) }
+
+// call has f called on the worker's goroutine.
+func (k *worker) call(f func(*listen.Worker)) { k.add(task{f: f}) }
+
+func (k *worker) add(t task) {
+	k.mu.Lock()
+	k.todo = append(k.todo, t)
+	if len(k.todo) == 1 {
+		k.wake.Signal()
+	}
+	k.mu.Unlock()
+}
+
+func (k *worker) run() {
+	defer close(k.done)
+	var todo []task
+	for {
+		k.mu.Lock()
+		for len(k.todo) == 0 && !k.stop {
+			k.wake.Wait()
+		}
+		if len(k.todo) == 0 {
+			k.mu.Unlock()
+			return
+		}
+		todo, k.todo = k.todo, todo[:0]
+		k.mu.Unlock()
+		for i := range todo {
+			if s := todo[i].s; s != nil {
+				k.e.complete(s, k.w)
+			} else {
+				todo[i].f(k.w)
+			}
+			todo[i] = task{}
+		}
+		k.w.Flush()
+	}
+}
+
+// complete goes on with a shipment whose commit is through: it, and those
+// behind it that are through as well, are delivered and acknowledged in the
+// order in which they were published, if it is the first of its client's line.
+func (e *Engine) complete(s *shipment, w *listen.Worker) {
+	if s.err != nil {
+		e.stats.CommitErrors.Add(1)
+		e.log.Error("commit failed; nothing of it is acknowledged", zap.Error(s.err))
+	}
+	c := s.from
+	if c == nil {
+		if s.err == nil {
+			e.deliver(s, w)
+		}
+		e.landed(s)
+		return
+	}
+	for s = c.ready(s); s != nil; {
+		if s.err != nil {
+			c.fail(wire.ReasonBusy, w)
+		} else {
+			e.deliver(s, w)
+		}
+		next := c.dequeue(s, w)
+		e.landed(s)
+		s = next
+	}
+}

@@ -1,0 +1,205 @@
+package engine
+
+import (
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// deliver hands the runs of a shipment to the sessions that are connected here.
+func (e *Engine) deliver(sh *shipment, w *listen.Worker) {
+	if len(sh.runs) == 0 {
+		return
+	}
+	s := e.scratch(w)
+	env := e.env()
+	for i := range sh.runs {
+		r := &sh.runs[i]
+		for _, snap := range r.nodes {
+			for k := range snap.Chunks() {
+				for _, en := range snap.Chunk(k) {
+					if en.NoLocal && en.Target.id == r.from {
+						continue
+					}
+					e.deliverTo(en.Target, r.run, e.grants.of(en.Options), env, w, s)
+				}
+			}
+		}
+		for _, d := range r.to {
+			e.deliverTo(d.h, r.run, d.g, env, w, s)
+		}
+	}
+}
+
+// deliverTo hands a run to one session or group.
+func (e *Engine) deliverTo(h *handle, run *wire.Run, g *session.Grant, env session.Env, w *listen.Worker, s *scratch) {
+	if h.group != nil {
+		h.group.deliver(e, run, g, env, w, s)
+		return
+	}
+	c := h.live.Load()
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	if c.conn != nil {
+		fx := c.begin(s)
+		c.core.Deliver(run, 0, len(run.Messages), g, 0, env, fx)
+		e.end(c, env, w, s)
+	}
+	c.mu.Unlock()
+}
+
+// begin opens the effects of an input to the client's session; c.mu is held and
+// the client connected.
+func (c *client) begin(s *scratch) *session.Effects {
+	fx := &s.fx
+	fx.Out = c.conn.Begin()
+	fx.Limit = len(fx.Out) + c.conn.Room()
+	return fx
+}
+
+// end carries the effects out; c.mu is held.
+func (e *Engine) end(c *client, env session.Env, w *listen.Worker, s *scratch) {
+	fx := &s.fx
+	c.conn.End(w, fx.Out)
+	fx.Out = nil
+	if fx.Ticket != 0 {
+		c.core.MarkFor(env, fx)
+		e.storeSent(c, fx)
+	}
+	if fx.Read {
+		e.readInbox(c, fx)
+	}
+	if len(fx.Settled) > 0 {
+		e.groups.settle(e, fx.Settled)
+		fx.Settled = fx.Settled[:0]
+	}
+	e.account(fx)
+	if len(c.retained) > 0 && c.core.Wants() {
+		e.moreRetained(c)
+	}
+}
+
+// account adds up what was counted.
+func (e *Engine) account(fx *session.Effects) {
+	if fx.Delivered > 0 {
+		e.stats.Sent.Add(int64(fx.Delivered))
+	}
+	if fx.Dropped|fx.Expired|fx.TooLarge != 0 {
+		e.stats.DroppedQoS0.Add(int64(fx.Dropped))
+		e.stats.Expired.Add(int64(fx.Expired))
+		e.stats.TooLarge.Add(int64(fx.TooLarge))
+		fx.Dropped, fx.Expired, fx.TooLarge = 0, 0, 0
+	}
+	fx.Delivered = 0
+}
+
+// storeSent commits packet ids before what waits for them is sent.
+func (e *Engine) storeSent(c *client, fx *session.Effects) {
+	b := &persistence.Batch{Sent: append([]persistence.Sent(nil), fx.Sent...)}
+	if fx.Mark != nil {
+		b.Marks = []persistence.Mark{*fx.Mark}
+	}
+	ticket := fx.Ticket
+	fx.Sent, fx.Mark, fx.Ticket = fx.Sent[:0], nil, 0
+	core := c.core
+	e.store.Commit(b, func(err error) {
+		e.worker(c).call(func(w *listen.Worker) {
+			if err != nil {
+				c.fail(wire.ReasonBusy, w)
+				return
+			}
+			e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Stored(ticket, env, fx) })
+		})
+	})
+}
+
+// step gives a session one input, if it is still that of the client's
+// connection.
+func (e *Engine) step(c *client, core *session.Session, w *listen.Worker, f func(session.Env, *session.Effects)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil || c.core != core {
+		return
+	}
+	s := e.scratch(w)
+	env := e.env()
+	fx := c.begin(s)
+	f(env, fx)
+	e.end(c, env, w, s)
+}
+
+// readInbox reads the page that a session asked for, in the background.
+func (e *Engine) readInbox(c *client, fx *session.Effects) {
+	after, limit := fx.After, fx.ReadLimit
+	fx.Read = false
+	core := c.core
+	e.background(func() {
+		entries, err := e.store.Inbox(e.ctx, core.ID(), after, maxID, limit, pageBytes, nil)
+		e.worker(c).call(func(w *listen.Worker) {
+			if err != nil {
+				e.log.Error("reading a queue", sessionField(core.ID()), errField(err))
+				c.fail(wire.ReasonUnspecified, w)
+				return
+			}
+			short := limit
+			if len(entries) < limit && weight(entries) >= pageBytes {
+				short = len(entries) // the page was full by weight
+			}
+			e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Page(entries, short, env, fx) })
+		})
+	})
+}
+
+// pageBytes bounds what one page of a queue weighs.
+const pageBytes = 1 << 20
+
+func weight(entries []persistence.Entry) (n int) {
+	for i := range entries {
+		n += entries[i].Message.Size()
+	}
+	return n
+}
+
+// lockAcks opens the effects of acknowledgements that the client sends; it
+// tells whether the client is still there.
+func (e *Engine) lockAcks(c *client, s *scratch) bool {
+	c.mu.Lock()
+	if c.conn == nil {
+		c.mu.Unlock()
+		return false
+	}
+	c.begin(s)
+	return true
+}
+
+// unlockAcks carries them out.
+func (e *Engine) unlockAcks(c *client, w *listen.Worker, s *scratch) {
+	env := e.env()
+	c.core.Pump(env, &s.fx)
+	e.end(c, env, w, s)
+	c.mu.Unlock()
+}
+
+// acknowledged takes one acknowledgement.
+func (c *client) acknowledged(a *wire.Ack, fx *session.Effects) {
+	switch a.Type {
+	case wire.TypePuback:
+		c.core.Puback(a.PacketID, fx)
+	case wire.TypePubrec:
+		c.core.Pubrec(a.PacketID, a.Reason, fx)
+	case wire.TypePubcomp:
+		c.core.Pubcomp(a.PacketID, fx)
+	}
+}
+
+// Drained goes on with what a slow connection held up: the listener's handler.
+func (e *Engine) Drained(conn *listen.Conn, w *listen.Worker) {
+	c, _ := conn.User().(*client)
+	if c == nil {
+		return
+	}
+	e.step(c, c.core, w, func(env session.Env, fx *session.Effects) { c.core.Pump(env, fx) })
+}

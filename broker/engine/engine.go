@@ -1,0 +1,278 @@
+// Package engine is the shell around the session machines: it moves publishes
+// from the connection that brought them to the sessions they are due to, and
+// commits in between what was promised. One file per hop; who follows a publish
+// reads them in this order:
+//
+//	intake.go       frames of one read → runs of publishes, acknowledgements
+//	match.go        a run → who it is due to, and what must be stored
+//	commit.go       one batch to the store; what waits for it, in order
+//	deliver.go      to the sessions that are connected here
+//	acknowledge.go  to the publisher, in the order in which it published
+//
+// Sessions come and go in attach.go, subscriptions in subscribe.go, retained
+// messages in retained.go, wills and expiry in housekeeping.go, shared
+// subscriptions in group.go.
+//
+// Locks, in the order in which they may be taken: claim (one client id),
+// group.mu, client.mu, client.pmu, the connection's own.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/topic"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// Config is what an engine is told. The zero value of a field means what its
+// comment says.
+type Config struct {
+	// Node is the number of this node in message IDs.
+	Node uint16
+	// MaxQoS is the most that subscriptions are granted and publishes may have.
+	MaxQoS byte
+	// ReceiveMaximum is how many QoS > 0 publishes one client may have under
+	// way, in either direction. 0: 1,024.
+	ReceiveMaximum int
+	// MaxPacket is the largest packet that is accepted, in bytes. 0: no bound.
+	MaxPacket uint32
+	// MaxClients bounds the clients that are connected. 0: no bound.
+	MaxClients int
+	// MaxKeepalive is the longest keepalive that is granted, in seconds. 0: any.
+	MaxKeepalive uint16
+	// ExpiryMax bounds the session expiry interval, in seconds. 0: no bound.
+	ExpiryMax uint32
+	// ExpiryV3 is that of MQTT 3.1.1 sessions with clean session 0, in seconds.
+	// 0: never.
+	ExpiryV3 uint32
+	// AliasMaximum is how many topic aliases are accepted from a client.
+	AliasMaximum uint16
+	// Queue bounds the queue of one session.
+	Queue QueueLimits
+	// Shared tells how shared subscriptions are served.
+	Shared SharedConfig
+	// SysInterval is how often $SYS is published. 0: never.
+	SysInterval time.Duration
+	// Version is told in $SYS.
+	Version string
+}
+
+// QueueLimits bounds the messages that wait for one session; 0 is no bound.
+type QueueLimits struct {
+	Messages int
+	Bytes    int64
+	// Full: drop_oldest, drop_new or disconnect.
+	Full string
+}
+
+// SharedConfig tells how shared subscriptions are served.
+type SharedConfig struct {
+	// Durable are "{group}/{filter}" or "{group}" of groups that keep messages
+	// although all members are ephemeral.
+	Durable []string
+	// Expiry is how long a durable group without members lives.
+	Expiry time.Duration
+	// Strategy chooses the member.
+	Strategy topic.Strategy
+}
+
+// Engine owns sessions, subscriptions and QoS. Its methods may be called from
+// any goroutine.
+type Engine struct {
+	cfg   Config
+	store persistence.Store
+	log   *zap.Logger
+	ids   *herald.IDs
+	index *topic.Index[*handle]
+
+	flight  flight
+	workers []*worker
+	claims  claims
+	groups  groups
+	sys     sysTree
+	stats   Stats
+
+	handlesMu sync.RWMutex
+	handles   map[herald.SessionID]*handle // of sessions with subscriptions or connections
+
+	clientsMu sync.RWMutex
+	clients   map[string]*client // by client id: connected, or being put away
+
+	wills    delayedWills
+	ctx      context.Context // ends with Stop
+	cancel   context.CancelFunc
+	stopping atomic.Bool
+	refusing atomic.Bool
+	bg       sync.WaitGroup
+	quit     chan struct{}
+	grants   grants
+}
+
+// handle is a session or group as the subscriptions index knows it. It costs a
+// session at rest 32 bytes.
+type handle struct {
+	id      herald.SessionID
+	live    atomic.Pointer[client] // nil while nobody is connected
+	group   *group                 // of a shared subscription
+	durable bool
+}
+
+// New returns an engine on a store. It is idle until Start.
+func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
+	if cfg.ReceiveMaximum <= 0 {
+		cfg.ReceiveMaximum = 1024
+	}
+	e := &Engine{
+		cfg: cfg, store: store, log: log,
+		ids:     herald.NewIDs(cfg.Node, store.MaxID()),
+		index:   topic.New[*handle](),
+		handles: make(map[herald.SessionID]*handle),
+		clients: make(map[string]*client),
+		quit:    make(chan struct{}),
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.claims.m = make(map[string]*claim)
+	e.groups.init()
+	e.sys.init()
+	return e
+}
+
+// Start reads what the store knows of sessions, begins to serve and returns.
+// The caller accepts connections after it.
+func (e *Engine) Start(ctx context.Context) error {
+	e.workers = newWorkers(e)
+	if err := e.load(ctx); err != nil {
+		return fmt.Errorf("engine: load sessions: %w", err)
+	}
+	e.bg.Add(1)
+	go func() {
+		defer e.bg.Done()
+		e.housekeep()
+	}()
+	return nil
+}
+
+// Stop ends what runs in the background, after the connections were closed. It
+// returns when everything that was accepted is committed and answered.
+func (e *Engine) Stop() {
+	if !e.stopping.CompareAndSwap(false, true) {
+		return
+	}
+	close(e.quit)
+	e.flight.wait()
+	e.bg.Wait()
+	stopWorkers(e.workers)
+	e.cancel()
+}
+
+func (e *Engine) now() int64 { return time.Now().UnixMilli() }
+
+func (e *Engine) env() session.Env {
+	return session.Env{Now: e.now(), Closed: e.closed()}
+}
+
+// closed is the ID at or below which everything is committed and delivered.
+func (e *Engine) closed() herald.ID { return e.flight.closed() }
+
+// handle returns the handle of a session, or nil.
+func (e *Engine) handle(id herald.SessionID) *handle {
+	e.handlesMu.RLock()
+	defer e.handlesMu.RUnlock()
+	return e.handles[id]
+}
+
+// handleFor returns the handle of a session, made if there is none.
+func (e *Engine) handleFor(id herald.SessionID, durable bool) *handle {
+	if h := e.handle(id); h != nil {
+		return h
+	}
+	e.handlesMu.Lock()
+	defer e.handlesMu.Unlock()
+	h := e.handles[id]
+	if h == nil {
+		h = &handle{id: id, durable: durable}
+		e.handles[id] = h
+	}
+	return h
+}
+
+func (e *Engine) dropHandle(id herald.SessionID) {
+	e.handlesMu.Lock()
+	defer e.handlesMu.Unlock()
+	delete(e.handles, id)
+}
+
+// newID makes an ID for a session.
+func (e *Engine) newSessionID() herald.SessionID {
+	return herald.SessionID(e.ids.Next(e.now(), 1).At(0))
+}
+
+// scratch is what one worker of the listeners keeps for the engine.
+type scratch struct {
+	cache *topic.Cache[*handle]
+	in    intake
+	fx    session.Effects
+}
+
+func (e *Engine) scratch(w *listen.Worker) *scratch {
+	if s, ok := w.Scratch.(*scratch); ok {
+		return s
+	}
+	s := &scratch{cache: e.index.NewCache(topicCache)}
+	w.Scratch = s
+	return s
+}
+
+// topicCache is how many topics a worker remembers the subscribers of.
+const topicCache = 8192
+
+// Stats counts what happened, for $SYS and the metrics. All only rise.
+type Stats struct {
+	Received, Sent                            atomic.Int64 // messages
+	ReceivedBytes, SentBytes                  atomic.Int64 // payload
+	ReceivedByQoS                             [3]atomic.Int64
+	DroppedQoS0, Expired, TooLarge, QueueFull atomic.Int64
+	Commits                                   atomic.Int64
+	CommitErrors                              atomic.Int64
+	Duplicates                                atomic.Int64 // QoS 2 PUBLISHes sent again
+	TakeOvers                                 atomic.Int64
+	Wills                                     atomic.Int64
+	Connections, ClientsMaximum               atomic.Int64
+	SessionsExpired                           atomic.Int64
+	Rejected                                  atomic.Int64 // connections that were refused or broke the protocol
+}
+
+// Stats returns the counters, which go on counting.
+func (e *Engine) Stats() *Stats { return &e.stats }
+
+// Gauges are how much there is now.
+type Gauges struct {
+	Clients, Sessions, Subscriptions, Filters int
+}
+
+// Gauges returns how much there is now.
+func (e *Engine) Gauges() Gauges {
+	e.handlesMu.RLock()
+	sessions := len(e.handles)
+	e.handlesMu.RUnlock()
+	return Gauges{Clients: e.connected(), Sessions: sessions, Subscriptions: e.index.Subscriptions(), Filters: e.index.Filters()}
+}
+
+// connected is how many clients are.
+func (e *Engine) connected() int {
+	e.clientsMu.RLock()
+	defer e.clientsMu.RUnlock()
+	return len(e.clients)
+}
+
+// Refuse makes the engine refuse new sessions, for a stop.
+func (e *Engine) Refuse() { e.refusing.Store(true) }

@@ -1,0 +1,334 @@
+package engine
+
+import (
+	"context"
+	"math"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+const maxID = herald.ID(math.MaxUint64)
+
+const (
+	// tick is how often expiry is looked at.
+	tick = 250 * time.Millisecond
+	// markEvery is how often low-water marks are saved: what a session was sent
+	// and has acknowledged within this time may be sent again after a crash, at
+	// QoS 1.
+	markEvery = time.Second
+	// expireAtOnce bounds the sessions that end in one go.
+	expireAtOnce = 256
+)
+
+// background runs f on a goroutine of its own, of which a bounded number run at
+// the same time.
+func (e *Engine) background(f func()) {
+	e.bg.Add(1)
+	go func() {
+		defer e.bg.Done()
+		backgroundSlots <- struct{}{}
+		defer func() { <-backgroundSlots }()
+		f()
+	}()
+}
+
+// backgroundSlots bounds the reads of queues and retained messages that go on at
+// the same time, so that they leave room for what is live.
+var backgroundSlots = make(chan struct{}, 16)
+
+// load reads what must be known before the first connection: subscriptions, and
+// what a crash left connected.
+func (e *Engine) load(ctx context.Context) error {
+	started := e.now()
+	n := 0
+	err := e.store.ScanSubscriptions(ctx, func(id herald.SessionID, sub persistence.Subscription) error {
+		n++
+		return e.routeTo(e.handleFor(id, true), sub)
+	})
+	if err != nil {
+		return err
+	}
+	var left []persistence.Session
+	if err := e.store.ScanSessions(ctx, func(s persistence.Session) error {
+		if s.Kind == persistence.Client && s.Disconnected == 0 {
+			left = append(left, s)
+		}
+		if s.Kind == persistence.Group {
+			return e.groups.restore(e, s)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	var b persistence.Batch
+	for _, s := range left {
+		s.Disconnected = started
+		switch s.ExpiryInterval {
+		case never:
+		case 0:
+			s.Expires = started
+		default:
+			s.Expires = started + int64(s.ExpiryInterval)*1000
+		}
+		b.Sessions = append(b.Sessions, s)
+	}
+	// Clients that were connected when the process died have lost their
+	// connection without a DISCONNECT [MQTT-3.1.2-8].
+	wills, err := e.store.Wills(ctx, math.MaxInt64, true, math.MaxInt)
+	if err != nil {
+		return err
+	}
+	for i := range wills {
+		if w := wills[i]; w.Due == 0 {
+			w.Due = started + int64(w.Delay)*1000
+			b.Wills = append(b.Wills, w)
+			e.wills.add(&w)
+		}
+	}
+	if wills, err = e.store.Wills(ctx, math.MaxInt64, false, math.MaxInt); err != nil {
+		return err
+	}
+	for i := range wills {
+		if w := wills[i]; w.Due != 0 {
+			e.wills.add(&w)
+		}
+	}
+	if !b.Empty() {
+		if err := e.commit(&b); err != nil {
+			return err
+		}
+	}
+	e.log.Info("sessions loaded", zap.Int("subscriptions", n), zap.Int("were_connected", len(left)),
+		zap.Int64("ms", e.now()-started))
+	return nil
+}
+
+// restore makes a stored group known although no member may be left.
+func (gs *groups) restore(e *Engine, row persistence.Session) error {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	if gs.byName[row.Name] != nil {
+		return nil
+	}
+	for i := 0; i < len(row.Name); i++ {
+		if row.Name[i] == '/' {
+			_, err := gs.open(e, row.Name, row.Name[i+1:], true)
+			return err
+		}
+	}
+	return nil
+}
+
+// housekeep does what time asks for, until Stop.
+func (e *Engine) housekeep() {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	marked := time.Now()
+	e.sys.start(e)
+	for {
+		select {
+		case <-e.quit:
+			e.mark()
+			return
+		case now := <-t.C:
+			e.wills.publishDue(e, now.UnixMilli())
+			e.expireSessions(now.UnixMilli())
+			if now.Sub(marked) >= markEvery {
+				marked = now
+				e.mark()
+			}
+			e.sys.tick(e, now)
+		}
+	}
+}
+
+// mark saves the low-water marks of the sessions that moved.
+func (e *Engine) mark() {
+	e.clientsMu.RLock()
+	cs := make([]*client, 0, len(e.clients))
+	for _, c := range e.clients {
+		if c.core.Durable() {
+			cs = append(cs, c)
+		}
+	}
+	e.clientsMu.RUnlock()
+	b := &persistence.Batch{Lazy: true}
+	flush := func(force bool) {
+		if !b.Empty() && (force || len(b.Marks) >= 256) {
+			e.store.Commit(b, nil)
+			b = &persistence.Batch{Lazy: true}
+		}
+	}
+	for _, c := range cs {
+		c.mu.Lock()
+		if c.conn != nil && c.core.Dirty() {
+			c.core.MarkInto(e.env(), b)
+			flush(false) // under the lock: marks of one session keep their order
+		}
+		c.mu.Unlock()
+		_ = c
+	}
+	for _, g := range e.groups.all() {
+		g.mu.Lock()
+		if g.core.Dirty() {
+			g.core.MarkInto(e.env(), b)
+		}
+		g.mu.Unlock()
+	}
+	flush(true)
+}
+
+// expireSessions ends sessions whose time has run out [MQTT-3.1.2-23].
+func (e *Engine) expireSessions(now int64) {
+	for {
+		rows, err := e.store.ExpiredSessions(e.ctx, now, expireAtOnce)
+		if err != nil || len(rows) == 0 {
+			return
+		}
+		n := 0
+		for _, row := range rows {
+			if row.Kind == persistence.Group {
+				err = e.groups.expire(e, row)
+			} else {
+				err = e.expireClient(row, now)
+			}
+			if err != nil {
+				e.log.Error("ending a session", sessionField(row.ID), errField(err))
+				return
+			}
+			n++
+		}
+		if n < expireAtOnce {
+			return
+		}
+	}
+}
+
+// expireClient ends one, unless its client has just come back.
+func (e *Engine) expireClient(row persistence.Session, now int64) error {
+	unlock := e.claims.lock(row.Name)
+	defer unlock()
+	again, err := e.store.Session(e.ctx, persistence.Client, row.Name)
+	if err != nil || again.ID != row.ID || again.Expires == 0 || again.Expires > now {
+		return nil
+	}
+	return e.endAtRest(again)
+}
+
+// newWill is the will of a CONNECT.
+func (e *Engine) newWill(c *client, con *wire.Connect, now int64) *persistence.Will {
+	m := herald.Message{
+		Publisher: c.h0(), Topic: string(con.WillTopic), QoS: min(con.WillQoS, e.cfg.MaxQoS), Retain: con.WillRetain,
+		Payload: append([]byte(nil), con.WillPayload...),
+	}
+	if len(con.WillProperties) > 0 {
+		m.Properties = append([]byte(nil), con.WillProperties...)
+	}
+	if con.HasWillExpiry {
+		// Counted from the moment of publication; kept as a duration until then.
+		m.Expires = int64(con.WillExpiry)*1000 + 1
+	}
+	return &persistence.Will{Session: c.row.ID, Client: c.name, Message: m, Delay: con.WillDelay}
+}
+
+// h0 is the identity of a client whose handle is not made yet.
+func (c *client) h0() herald.SessionID { return c.row.ID }
+
+// delayedWills are the wills of clients that are gone and may come back in time.
+type delayedWills struct {
+	mu   sync.Mutex
+	m    map[herald.SessionID]*persistence.Will
+	next int64 // when the earliest is due
+}
+
+func (d *delayedWills) add(w *persistence.Will) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.m == nil {
+		d.m = make(map[herald.SessionID]*persistence.Will)
+	}
+	if len(d.m) == 0 || w.Due < d.next {
+		d.next = w.Due
+	}
+	d.m[w.Session] = w
+}
+
+func (d *delayedWills) forget(id herald.SessionID) { d.take(id) }
+
+func (d *delayedWills) take(id herald.SessionID) *persistence.Will {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.m[id]
+	delete(d.m, id)
+	return w
+}
+
+// publishDue publishes the wills that are due.
+func (d *delayedWills) publishDue(e *Engine, now int64) {
+	d.mu.Lock()
+	if len(d.m) == 0 || now < d.next {
+		d.mu.Unlock()
+		return
+	}
+	var due []*persistence.Will
+	d.next = math.MaxInt64
+	for id, w := range d.m {
+		if w.Due <= now {
+			due = append(due, w)
+			delete(d.m, id)
+		} else {
+			d.next = min(d.next, w.Due)
+		}
+	}
+	d.mu.Unlock()
+	for _, w := range due {
+		e.publishWill(w)
+	}
+}
+
+// publishWill publishes a will; its row goes in the same commit.
+func (e *Engine) publishWill(will *persistence.Will) {
+	m := will.Message
+	if m.Expires != 0 {
+		m.Expires += e.now() - 1
+	}
+	e.stats.Wills.Add(1)
+	e.publishOwn(&m, func(b *persistence.Batch) { b.WillsGone = append(b.WillsGone, will.Session) })
+}
+
+// publishOwn publishes a message that no client is waiting to have acknowledged.
+func (e *Engine) publishOwn(m *herald.Message, add func(*persistence.Batch)) {
+	run := wire.MakeRun([]*herald.Message{m})
+	r := routed{run: run, from: m.Publisher}
+	sh := &shipment{}
+	match := e.index.NewCache(1).Match([]byte(m.Topic))
+	e.match(match, &r, &sh.batch)
+	if m.Retain {
+		sh.batch.Retain = []*herald.Message{m}
+	}
+	if add != nil {
+		add(&sh.batch)
+	}
+	ids, p := e.flight.begin(e.ids, e.now(), 1)
+	m.ID = ids.At(0)
+	sh.passage = p
+	sh.runs = []routed{r}
+	if sh.batch.Empty() {
+		e.worker(nil).call(func(w *listen.Worker) {
+			e.deliver(sh, w)
+			e.landed(sh)
+		})
+		return
+	}
+	e.store.Commit(&sh.batch, func(err error) {
+		sh.err = err
+		e.worker(nil).put(sh)
+	})
+}

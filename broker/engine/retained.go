@@ -1,0 +1,208 @@
+package engine
+
+import (
+	"errors"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// retainedJob is a wildcard subscription whose retained messages are being sent:
+// some at a time, as the client takes them, so that neither memory nor others
+// notice how many there are.
+type retainedJob struct {
+	sub   *subscription
+	after string    // topics up to here were sent
+	upTo  herald.ID // later ones came as publishes
+	busy  bool      // a chunk is on its way
+}
+
+// retainedChunk is how many are read at once.
+const (
+	retainedChunk = 64
+	retainedBytes = 256 << 10
+)
+
+// sendRetained sends the retained messages of a new subscription.
+func (e *Engine) sendRetained(c *client, sub *subscription, upTo herald.ID, w *listen.Worker) {
+	if e.sys.matches(sub.Filter) {
+		e.sendSys(c, sub, w)
+	}
+	if herald.Wildcard(sub.Filter) {
+		c.mu.Lock()
+		c.retained = append(c.retained, &retainedJob{sub: sub, upTo: upTo})
+		e.moreRetained(c)
+		c.mu.Unlock()
+		return
+	}
+	m, err := e.store.Retained(e.ctx, sub.Filter)
+	if err != nil {
+		if !errors.Is(err, herald.ErrNotFound) {
+			e.log.Error("reading a retained message", errField(err))
+		}
+		return
+	}
+	if m.ID >= upTo || m.Expires != 0 && m.Expires <= e.now() {
+		return
+	}
+	e.giveRetained(c, sub, []*herald.Message{m}, nil)
+}
+
+// resumeRetained goes on where the connection before was cut; c.mu is held.
+func (e *Engine) resumeRetained(c *client) {
+	for _, sub := range c.subs {
+		if sub.RetainedUpTo != 0 {
+			c.retained = append(c.retained, &retainedJob{sub: sub, after: sub.RetainedAfter, upTo: sub.RetainedUpTo})
+		}
+	}
+	e.moreRetained(c)
+}
+
+// moreRetained reads the next chunk of the client's first job in the background;
+// c.mu is held.
+func (e *Engine) moreRetained(c *client) {
+	if len(c.retained) == 0 || c.retained[0].busy || c.conn == nil || c.conn.Room() <= 0 {
+		return
+	}
+	j := c.retained[0]
+	j.busy = true
+	e.background(func() {
+		msgs, more, err := e.store.ScanRetained(e.ctx, j.sub.Filter, j.after, retainedChunk, retainedBytes, nil)
+		if err != nil {
+			if e.ctx.Err() == nil {
+				e.log.Error("reading retained messages", errField(err))
+			}
+			c.fail(wire.ReasonUnspecified, listen.NewWorker())
+			return
+		}
+		now := e.now()
+		due := msgs[:0:0]
+		for _, m := range msgs {
+			if m.ID < j.upTo && (m.Expires == 0 || m.Expires > now) {
+				due = append(due, m)
+			}
+		}
+		if len(msgs) > 0 {
+			j.after = msgs[len(msgs)-1].Topic
+		}
+		next := func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			j.busy = false
+			if !more {
+				for i := range c.retained {
+					if c.retained[i] == j {
+						c.retained = append(c.retained[:i:i], c.retained[i+1:]...)
+						break
+					}
+				}
+			}
+			if c.conn != nil && c.core.Wants() {
+				e.moreRetained(c)
+			}
+		}
+		sub := j.sub.Subscription
+		sub.RetainedAfter, sub.RetainedUpTo = j.after, j.upTo
+		if !more {
+			sub.RetainedAfter, sub.RetainedUpTo = "", 0
+		}
+		if len(due) == 0 && more {
+			next()
+			return
+		}
+		e.giveRetainedThen(c, j.sub, due, &sub, next)
+	})
+}
+
+func (e *Engine) giveRetained(c *client, sub *subscription, msgs []*herald.Message, row *persistence.Subscription) {
+	e.giveRetainedThen(c, sub, msgs, row, nil)
+}
+
+// giveRetainedThen delivers retained messages for a subscription and calls then
+// on a worker. For a durable session they go through its inbox, under IDs of
+// their own, and row, if there is one, notes in the same commit how far it is.
+func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.Message, row *persistence.Subscription, then func()) {
+	g := &session.Grant{QoS: sub.QoS, Retain: true}
+	if sub.Identifier != 0 {
+		g.Identifiers = []uint32{sub.Identifier}
+	}
+	copies := make([]herald.Message, len(msgs))
+	ptrs := make([]*herald.Message, len(msgs))
+	for i, m := range msgs {
+		copies[i] = *m
+		copies[i].Retain = true
+		ptrs[i] = &copies[i]
+	}
+	durable := c.core.Durable() && sub.QoS > 0
+	if durable {
+		// What is sent at QoS 0 does not go through the inbox.
+		var low []*herald.Message
+		high := ptrs[:0:0]
+		for _, m := range ptrs {
+			if m.QoS == 0 {
+				low = append(low, m)
+			} else {
+				high = append(high, m)
+			}
+		}
+		if len(low) > 0 {
+			e.runTo(c, wire.MakeRun(low), g, nil)
+		}
+		ptrs = high
+	}
+	if !durable {
+		e.runTo(c, wire.MakeRun(ptrs), g, then)
+		return
+	}
+	sh := &shipment{then: then}
+	if len(ptrs) > 0 {
+		ids, p := e.flight.begin(e.ids, e.now(), len(ptrs))
+		for i := range ptrs {
+			ptrs[i].ID = ids.At(i)
+		}
+		sh.passage = p
+		sh.batch.Spreads = []persistence.Spread{{Messages: ptrs, Targets: []persistence.Target{{
+			Session: c.h.id, QoS: sub.QoS, Retain: true, Identifiers: g.Identifiers,
+		}}}}
+		sh.runs = []routed{{run: wire.MakeRun(ptrs), to: []due{{c.h, g}}}}
+	}
+	if row != nil {
+		sh.batch.Subscribe = []persistence.SubscriptionOf{{Session: c.h.id, Subscription: *row}}
+	}
+	if sh.batch.Empty() {
+		if then != nil {
+			e.worker(c).call(func(*listen.Worker) { then() })
+		}
+		return
+	}
+	c.mu.Lock() // Unsubscribe comes before, and nothing is sent, or after
+	if c.subs[sub.Filter] == sub {
+		e.store.Commit(&sh.batch, func(err error) {
+			sh.err = err
+			e.worker(nil).put(sh)
+		})
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	if sh.passage != nil {
+		e.flight.finish(sh.passage)
+	}
+}
+
+// runTo delivers messages of one run, each with its own QoS, to one client.
+func (e *Engine) runTo(c *client, run *wire.Run, g *session.Grant, then func()) {
+	core := c.core
+	e.worker(c).call(func(w *listen.Worker) {
+		e.step(c, core, w, func(env session.Env, fx *session.Effects) {
+			fx.Limit += 2 * retainedBytes // a chunk is asked for when there is room, and goes out whole
+			core.DeliverMixed(run, g, env, fx)
+		})
+		if then != nil {
+			then()
+		}
+	})
+}

@@ -1,0 +1,187 @@
+package engine
+
+import (
+	"net"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/topic"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+func sessionField(id herald.SessionID) zap.Field { return zap.Uint64("session", uint64(id)) }
+func errField(err error) zap.Field               { return zap.Error(err) }
+
+// Subscribe carries out a client's SUBSCRIBE and answers it. It blocks for the
+// store: SUBACK goes out when the subscriptions are stored and routed.
+func (e *Engine) Subscribe(conn *listen.Conn, req *wire.Subscribe) {
+	c, _ := conn.User().(*client)
+	if c == nil {
+		conn.Shutdown()
+		return
+	}
+	w := listen.NewWorker()
+	defer w.Flush()
+	codes := make([]byte, len(req.Filters))
+	fresh := make([]*subscription, len(req.Filters))
+	existed := make([]bool, len(req.Filters))
+	var b persistence.Batch
+	upTo := herald.ID(e.newSessionID()) // what is retained later comes as a publish
+	c.mu.Lock()
+	for i, f := range req.Filters {
+		filter := string(f.Filter)
+		if code := e.mayRead(conn, filter); code != 0 {
+			codes[i] = code
+			continue
+		}
+		sub := &subscription{Subscription: persistence.Subscription{
+			Filter: filter, QoS: min(f.QoS, e.cfg.MaxQoS), NoLocal: f.NoLocal, RetainAsPublished: f.RetainAsPublished,
+			RetainHandling: f.RetainHandling, Identifier: req.Identifier,
+		}}
+		codes[i] = sub.QoS
+		_, existed[i] = c.subs[filter]
+		if e.wantsRetained(sub, existed[i], f.Shared) && sub.QoS > 0 && c.core.Durable() && herald.Wildcard(filter) {
+			sub.RetainedUpTo = upTo
+		}
+		fresh[i] = sub
+		if c.core.Durable() {
+			b.Subscribe = append(b.Subscribe, persistence.SubscriptionOf{Session: c.h.id, Subscription: sub.Subscription})
+		}
+	}
+	for _, sub := range fresh {
+		if sub != nil {
+			c.subs[sub.Filter] = sub
+		}
+	}
+	c.mu.Unlock()
+	for _, sub := range fresh {
+		if sub != nil {
+			if err := e.routeTo(c.h, sub.Subscription); err != nil {
+				e.log.Error("making a shared group", errField(err))
+			}
+		}
+	}
+	if !b.Empty() {
+		if err := e.commit(&b); err != nil {
+			e.log.Error("storing subscriptions", errField(err))
+			c.fail(wire.ReasonBusy, w)
+			return
+		}
+	}
+	conn.End(w, wire.AppendSuback(conn.Begin(), c.version, req.PacketID, codes))
+	e.groups.joined(e, c, w)
+	for i, sub := range fresh {
+		if sub != nil && e.wantsRetained(sub, existed[i], req.Filters[i].Shared) {
+			e.sendRetained(c, sub, upTo, w)
+		}
+	}
+}
+
+// wantsRetained tells whether a subscription gets retained messages
+// [MQTT-3.3.1-9], [MQTT-3.3.1-10], [MQTT-3.3.1-11]; a shared one never does
+// [MQTT-4.8.2-?].
+func (e *Engine) wantsRetained(sub *subscription, existed, shared bool) bool {
+	return !shared && (sub.RetainHandling == 0 || sub.RetainHandling == 1 && !existed)
+}
+
+// Unsubscribe carries out a client's UNSUBSCRIBE and answers it.
+func (e *Engine) Unsubscribe(conn *listen.Conn, req *wire.Unsubscribe) {
+	c, _ := conn.User().(*client)
+	if c == nil {
+		conn.Shutdown()
+		return
+	}
+	w := listen.NewWorker()
+	defer w.Flush()
+	codes := make([]byte, len(req.Filters))
+	var b persistence.Batch
+	var gone []string
+	c.mu.Lock()
+	for i, f := range req.Filters {
+		filter := string(f)
+		if c.subs[filter] == nil {
+			codes[i] = wire.ReasonNoSubscription
+			continue
+		}
+		delete(c.subs, filter)
+		c.retained = slices.DeleteFunc(c.retained, func(j *retainedJob) bool { return j.sub.Filter == filter })
+		gone = append(gone, filter)
+		if c.core.Durable() {
+			b.Unsubscribe = append(b.Unsubscribe, persistence.FilterOf{Session: c.h.id, Filter: filter})
+		}
+	}
+	c.mu.Unlock()
+	for _, filter := range gone {
+		e.unroute(c.h, filter)
+	}
+	if !b.Empty() {
+		if err := e.commit(&b); err != nil {
+			e.log.Error("removing subscriptions", errField(err))
+			c.fail(wire.ReasonBusy, w)
+			return
+		}
+	}
+	conn.End(w, wire.AppendUnsuback(conn.Begin(), c.version, req.PacketID, codes))
+}
+
+// mayRead refuses filters that a client may not use: 0 is granted.
+func (e *Engine) mayRead(conn *listen.Conn, filter string) byte {
+	_, f, _, ok := herald.SplitShare(filter)
+	if !ok {
+		return wire.ReasonFilter
+	}
+	if (f == "$SYS" || strings.HasPrefix(f, "$SYS/")) && !loopback(conn.RemoteAddr()) {
+		return wire.ReasonNotAuthorized
+	}
+	return 0
+}
+
+func loopback(a net.Addr) bool {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return a.IP.IsLoopback()
+	case *net.UnixAddr:
+		return true
+	}
+	return false
+}
+
+// routeTo puts a subscription into the index.
+func (e *Engine) routeTo(h *handle, sub persistence.Subscription) error {
+	o := topic.Options{
+		QoS: sub.QoS, NoLocal: sub.NoLocal, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier,
+	}
+	name, filter, shared, _ := herald.SplitShare(sub.Filter)
+	if shared {
+		return e.groups.join(e, name, filter, h, o)
+	}
+	e.index.Subscribe(sub.Filter, h, o)
+	return nil
+}
+
+// unroute takes a subscription out of the index.
+func (e *Engine) unroute(h *handle, f string) {
+	name, filter, shared, _ := herald.SplitShare(f)
+	if shared {
+		e.groups.leave(e, name, filter, h)
+		return
+	}
+	e.index.Unsubscribe(f, h)
+}
+
+// loadSubscriptions reads those of a session that comes back.
+func (e *Engine) loadSubscriptions(c *client) error {
+	subs, err := e.store.Subscriptions(e.ctx, c.h.id)
+	if err != nil {
+		return err
+	}
+	for _, s := range subs {
+		c.subs[s.Filter] = &subscription{Subscription: s}
+	}
+	return nil
+}

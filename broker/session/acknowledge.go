@@ -1,0 +1,171 @@
+package session
+
+import (
+	"slices"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// Puback takes a client's PUBACK. One that belongs to nothing is ignored. The
+// caller calls Pump when the packets at hand are through.
+func (s *Session) Puback(pid uint16, fx *Effects) {
+	sl := s.window.find(pid)
+	if sl == nil || sl.state != published || sl.qos != 1 {
+		return
+	}
+	s.settle(sl, fx)
+	s.finish(sl)
+}
+
+// Pubrec takes a client's PUBREC.
+func (s *Session) Pubrec(pid uint16, reason byte, fx *Effects) {
+	sl := s.window.find(pid)
+	if sl == nil || sl.qos != 2 || sl.state == awaited || sl.state == staged {
+		if reason < 0x80 {
+			// [MQTT-4.3.3-4] A client that still holds the packet id is let go.
+			fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, pid, wire.ReasonIDNotFound)
+		}
+		return
+	}
+	switch {
+	case sl.state == released:
+		fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, pid, 0)
+	case sl.state == receipt:
+	case reason >= 0x80: // refused: over [MQTT-4.3.3-4], [MQTT-4.8.2-6]
+		s.settle(sl, fx)
+		s.finish(sl)
+	case s.durable:
+		s.settle(sl, fx)
+		s.request(fx)
+		sl.state, sl.ticket, sl.run, sl.g, sl.stored = receipt, s.ticket, nil, nil, true
+		fx.Sent = append(fx.Sent, persistence.Sent{Session: s.id, PacketID: pid, ID: sl.id, Source: sl.src, Step: persistence.Released})
+		s.stage = append(s.stage, sl)
+	default:
+		s.settle(sl, fx)
+		sl.state, sl.run, sl.g = released, nil, nil
+		fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, pid, 0)
+	}
+}
+
+// Pubcomp takes a client's PUBCOMP.
+func (s *Session) Pubcomp(pid uint16, fx *Effects) {
+	if sl := s.window.find(pid); sl != nil && sl.state == released {
+		s.finish(sl)
+	}
+}
+
+// settle notes that the message of a slot is done with.
+func (s *Session) settle(sl *slot, fx *Effects) { s.settleID(sl.src, sl.id, fx) }
+
+func (s *Session) settleID(src herald.SessionID, id herald.ID, fx *Effects) {
+	switch {
+	case src != 0:
+		fx.Settled = append(fx.Settled, Settled{Source: src, ID: id})
+	case s.durable:
+		s.settled = append(s.settled, id)
+		s.dirty = true
+	}
+}
+
+// finish frees a slot. The row of its packet id goes with the next mark, never
+// before: without the row and without the mark, the entry would look as if it
+// had not been sent.
+func (s *Session) finish(sl *slot) {
+	if sl.stored && s.durable {
+		s.done = append(s.done, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src})
+		s.dirty = true
+	}
+	s.window.release(sl)
+}
+
+// MarkInto adds the session's mark to b, and the packet ids that it frees, if
+// there is anything new to tell.
+func (s *Session) MarkInto(env Env, b *persistence.Batch) {
+	if !s.durable || !s.dirty {
+		return
+	}
+	b.Marks = append(b.Marks, s.mark(env))
+	for _, d := range s.done {
+		// A packet id that is in use again has a row of its own by now.
+		if sl := s.window.find(d.PacketID); sl == nil || !sl.stored {
+			b.Sent = append(b.Sent, d)
+		}
+	}
+	s.done = nil
+	s.dirty = false
+}
+
+// Dirty tells whether there is anything new for MarkInto.
+func (s *Session) Dirty() bool { return s.durable && s.dirty }
+
+// mark returns the highest mark that passes neither an entry that is not
+// settled nor one that may still come, and what is settled above it.
+func (s *Session) mark(env Env) persistence.Mark {
+	low := env.Closed
+	if s.feed.state != live {
+		low = min(low, s.feed.pos)
+	}
+	for _, sl := range s.window.slots {
+		// Released and receipt are settled, and so is what a group dealt.
+		if sl.src == 0 && (sl.state == published || sl.state == staged || sl.state == awaited) {
+			low = min(low, sl.id-1)
+		}
+	}
+	low = min(low, s.feed.lowest()-1)
+	low = max(low, s.low)
+	s.low = low
+	s.settled = slices.DeleteFunc(s.settled, func(id herald.ID) bool { return id <= low })
+	slices.Sort(s.settled)
+	s.settled = slices.Compact(s.settled)
+	if s.feed.state == live {
+		s.feed.forget(env.Closed)
+	}
+	return persistence.Mark{Session: s.id, Low: low, Above: slices.Clone(s.settled)}
+}
+
+// Held tells whether the client's QoS 2 packet id is taken by a PUBLISH that
+// was not released [MQTT-4.3.3-10].
+func (s *Session) Held(pid uint16) bool { return s.held.has(pid) }
+
+// Hold takes it.
+func (s *Session) Hold(pid uint16) { s.held.add(pid) }
+
+// Release gives it back and tells whether it was taken.
+func (s *Session) Release(pid uint16) bool { return s.held.remove(pid) }
+
+// Holding is how many are taken.
+func (s *Session) Holding() int { return s.held.n }
+
+// pidSet is a set of packet ids, in pages of 1,024.
+type pidSet struct {
+	pages [64]*[16]uint64
+	n     int
+}
+
+func (p *pidSet) has(pid uint16) bool {
+	pg := p.pages[pid>>10]
+	return pg != nil && pg[pid>>6&15]&(1<<(pid&63)) != 0
+}
+
+func (p *pidSet) add(pid uint16) {
+	pg := p.pages[pid>>10]
+	if pg == nil {
+		pg = new([16]uint64)
+		p.pages[pid>>10] = pg
+	}
+	if pg[pid>>6&15]&(1<<(pid&63)) == 0 {
+		pg[pid>>6&15] |= 1 << (pid & 63)
+		p.n++
+	}
+}
+
+func (p *pidSet) remove(pid uint16) bool {
+	if !p.has(pid) {
+		return false
+	}
+	p.pages[pid>>10][pid>>6&15] &^= 1 << (pid & 63)
+	p.n--
+	return true
+}

@@ -1,0 +1,414 @@
+// Package session is the session machine: what is due to one client, in which
+// order, under which packet ids, and what the client has been told. It is
+// pure: inputs in, effects out. It has no clock, goroutine, socket or store,
+// and its caller sees to it that one goroutine at a time is inside.
+//
+// Outbound, a message goes through these places, always forwards:
+//
+//	inbox (store) ─ page ┐
+//	                     ├─► pending ─► window (packet id) ─► settled ─► mark
+//	live (memory) ───────┘                │
+//	                                      └ staged: QoS 2 of a durable session
+//	                                        waits for its packet id to be stored
+//
+// A durable session that keeps up is fed from memory; one that falls behind,
+// or has just come back, reads its inbox page by page until it has caught up
+// (feed.go).
+package session
+
+import (
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// Grant is how a session wants what matches one of its subscriptions, or
+// several at once. It does not change once it was handed in.
+type Grant struct {
+	// QoS is the most that is granted.
+	QoS byte
+	// Retain: RETAIN is passed on as published.
+	Retain bool
+	// Identifiers go with every message [MQTT-3.3.4-3].
+	Identifiers []uint32
+}
+
+// Env is what the moment knows.
+type Env struct {
+	// Now is Unix milliseconds.
+	Now int64
+	// Closed is the ID at or below which nothing will be delivered any more
+	// that has not been.
+	Closed herald.ID
+}
+
+// Effects are what an input brought about. Out goes to the connection; the
+// rest is to be carried out by the caller.
+type Effects struct {
+	// Out is appended to. No message is added once it is longer than Limit.
+	Out   []byte
+	Limit int
+	// Sent must be committed; when that is done, Stored(Ticket) goes on. Mark
+	// goes into the same commit if it is there.
+	Sent   []persistence.Sent
+	Mark   *persistence.Mark
+	Ticket uint64
+	// Settled are entries of groups' inboxes that are done with.
+	Settled []Settled
+	// Read asks for Page with what stands in the inbox behind After, at most
+	// ReadLimit entries.
+	Read      bool
+	After     herald.ID
+	ReadLimit int
+	// Counts of what was not delivered, by reason.
+	Expired, TooLarge, Dropped int
+	// Delivered counts PUBLISHes that were sent.
+	Delivered int
+}
+
+// Settled tells that the entry ID of Source's inbox is done with.
+type Settled struct {
+	Source herald.SessionID
+	ID     herald.ID
+}
+
+// Limits of what one session may hold in memory.
+const (
+	// maxPending and maxPendingBytes bound what waits in memory; past it a
+	// durable session reads from its inbox.
+	maxPending      = 4096
+	maxPendingBytes = 4 << 20
+	// pageEntries is how much of an inbox is read at once.
+	pageEntries = 512
+	// maxSettled bounds what may be settled above an entry that is not, before
+	// nothing more is sent.
+	maxSettled = 16384
+)
+
+// Params is what a connection brings.
+type Params struct {
+	Version herald.Version
+	// ReceiveMaximum is how many QoS 1 and 2 PUBLISHes may be unacknowledged
+	// [MQTT-3.3.4-9].
+	ReceiveMaximum int
+	// MaxPacket is the longest packet that the client takes, 0 for any.
+	MaxPacket uint32
+	// AliasMaximum is how many topic aliases the client takes.
+	AliasMaximum uint16
+}
+
+// Session is the machine. The zero Session is not usable; see [New].
+type Session struct {
+	// Fixed at construction.
+	id      herald.SessionID
+	durable bool
+
+	// Of the connection; meaningful while attached.
+	attached bool
+	p        Params
+	aliases  map[string]uint16
+
+	window window
+	feed   feed
+	stage  []*slot // allocated, waiting for the store before they are sent, in order
+	ticket uint64  // of the newest request to store
+	stored uint64  // up to which requests are stored
+
+	settled []herald.ID // above the last mark, in the order in which they settled
+	done    []persistence.Sent
+	low     herald.ID // last mark
+	dirty   bool      // there is something to mark
+
+	held pidSet // QoS 2 packet ids of the client's own publishes
+}
+
+// New returns a session without a connection.
+func New(id herald.SessionID, durable bool) *Session {
+	return &Session{id: id, durable: durable}
+}
+
+// ID is the session's identity.
+func (s *Session) ID() herald.SessionID { return s.id }
+
+// Durable tells whether the session outlives its connection.
+func (s *Session) Durable() bool { return s.durable }
+
+// Attached tells whether a connection is attached.
+func (s *Session) Attached() bool { return s.attached }
+
+// Attach gives the session its connection. w is what was stored of it; a new
+// session has an empty one. What was under way is resent: PUBRELs at once,
+// PUBLISHes with their packet ids as their entries come from the inbox
+// [MQTT-4.4.0-1].
+func (s *Session) Attach(p Params, w persistence.Window, env Env, fx *Effects) {
+	s.attached, s.p = true, p
+	if s.p.ReceiveMaximum < 1 {
+		s.p.ReceiveMaximum = 1
+	}
+	if p.AliasMaximum > 0 {
+		s.aliases = make(map[string]uint16)
+	}
+	for _, h := range w.Held {
+		if h.ID != 0 {
+			s.held.add(h.PacketID)
+		}
+	}
+	s.low = w.Low
+	s.settled = append(s.settled, w.Above...)
+	s.feed.restart(w.Low, w.Above)
+	settled := make(map[herald.ID]bool, len(w.Above))
+	for _, id := range w.Above {
+		settled[id] = true
+	}
+	for _, r := range w.Sent {
+		own := r.Source == 0
+		switch {
+		case r.Step == persistence.Released:
+			sl := s.window.take(r.PacketID)
+			*sl = slot{pid: r.PacketID, id: r.ID, src: r.Source, seq: s.window.next(), qos: 2, state: released, stored: true}
+			if own {
+				if r.ID > w.Low && !settled[r.ID] {
+					s.settle(sl, fx)
+				}
+				s.feed.skip(r.ID)
+			}
+			s.window.inflight++
+			fx.Out = wire.AppendAck(fx.Out, p.Version, wire.TypePubrel, r.PacketID, 0)
+		case own && (r.ID <= w.Low || settled[r.ID]):
+			// Its acknowledgement was marked; only its row was left behind.
+			s.done = append(s.done, persistence.Sent{Session: s.id, PacketID: r.PacketID, ID: r.ID})
+			s.dirty = true
+		default:
+			sl := s.window.take(r.PacketID)
+			*sl = slot{pid: r.PacketID, id: r.ID, src: r.Source, state: awaited, stored: true}
+		}
+	}
+	if s.durable {
+		s.feed.read(env, fx)
+	} else {
+		s.feed.state = live
+	}
+}
+
+// Detach takes the connection away. What it returns must be committed before
+// the session is loaded again, and the machine is not used any more after it.
+func (s *Session) Detach(env Env, b *persistence.Batch) {
+	s.attached = false
+	if !s.durable {
+		return
+	}
+	s.window.each(func(sl *slot) {
+		if sl.state == published && !sl.stored {
+			b.Sent = append(b.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src, Step: persistence.Published})
+		}
+	})
+	s.MarkInto(env, b)
+}
+
+// Unacknowledged calls f for every entry of a group's inbox that the session
+// holds and has not begun at QoS 2: those go back when the session ends
+// [MQTT-4.8.2-4].
+func (s *Session) Unacknowledged(f func(src herald.SessionID, id herald.ID)) {
+	s.window.each(func(sl *slot) {
+		if sl.src != 0 && sl.state != released && sl.state != receipt && (sl.qos < 2 || sl.state == staged) {
+			f(sl.src, sl.id)
+		}
+	})
+	s.feed.pending.each(func(it *item) {
+		if it.src != 0 {
+			for i := it.from; i < it.to; i++ {
+				f(it.src, it.run.Messages[i].ID)
+			}
+		}
+	})
+}
+
+// Deliver hands messages from..to of run, which match subscriptions of the
+// session as g says, to it. src is 0, or the group that deals them.
+func (s *Session) Deliver(run *wire.Run, from, to int, g *Grant, src herald.SessionID, env Env, fx *Effects) {
+	if !s.attached || from >= to {
+		return
+	}
+	if g.QoS == 0 || run.Messages[from].QoS == 0 {
+		s.deliver0(run, from, to, g, env, fx)
+		return
+	}
+	it := item{run: run, g: g, src: src, from: int32(from), to: int32(to)}
+	if s.durable && src == 0 && !s.feed.admit(&it, s, env) {
+		return
+	}
+	if s.feed.pending.n == 0 && len(s.stage) == 0 {
+		s.send(&it, env, fx)
+	}
+	if it.from < it.to {
+		s.feed.push(it)
+	}
+}
+
+// deliver0 sends at QoS 0, or drops what does not fit.
+func (s *Session) deliver0(run *wire.Run, from, to int, g *Grant, env Env, fx *Effects) {
+	if len(fx.Out) > fx.Limit {
+		fx.Dropped += to - from
+		return
+	}
+	if !g.Retain && len(g.Identifiers) == 0 && s.aliases == nil && run.Static(s.p.Version, 0, s.p.MaxPacket) {
+		fx.Out = run.AppendStatic(fx.Out, s.p.Version, 0, from, to)
+		fx.Delivered += to - from
+		return
+	}
+	for i := from; i < to; i++ {
+		m := run.Messages[i]
+		switch {
+		case m.Expires != 0 && env.Now >= m.Expires:
+			fx.Expired++
+		case !s.append(m, 0, g, 0, false, env, fx):
+			fx.TooLarge++
+		default:
+			fx.Delivered++
+		}
+	}
+}
+
+// append appends m as a PUBLISH, or returns false if it is longer than the
+// client takes [MQTT-3.1.2-24].
+func (s *Session) append(m *herald.Message, qos byte, g *Grant, pid uint16, dup bool, env Env, fx *Effects) bool {
+	o := wire.Outgoing{
+		Version: s.p.Version, QoS: qos, Retain: g.Retain && m.Retain, Dup: dup, PacketID: pid,
+		Identifiers: g.Identifiers, Now: env.Now,
+	}
+	fresh := false
+	if s.aliases != nil {
+		if a, ok := s.aliases[m.Topic]; ok {
+			o.Alias, o.Known = a, true
+		} else if len(s.aliases) < int(s.p.AliasMaximum) {
+			o.Alias, fresh = uint16(len(s.aliases)+1), true
+		}
+	}
+	base := len(fx.Out)
+	fx.Out = wire.AppendMessage(fx.Out, m, o)
+	if s.fits(len(fx.Out) - base) {
+		if fresh {
+			s.aliases[m.Topic] = o.Alias
+		}
+		return true
+	}
+	fx.Out = fx.Out[:base]
+	if fresh { // it may fit without the alias
+		o.Alias = 0
+		if fx.Out = wire.AppendMessage(fx.Out, m, o); s.fits(len(fx.Out) - base) {
+			return true
+		}
+		fx.Out = fx.Out[:base]
+	}
+	return false
+}
+
+func (s *Session) fits(n int) bool { return s.p.MaxPacket == 0 || n <= int(s.p.MaxPacket) }
+
+// tooLarge tells whether the client does not take m.
+func (s *Session) tooLarge(m *herald.Message, qos byte, g *Grant) bool {
+	if s.fits(wire.MessageSize(m, s.p.Version, len(g.Identifiers))) {
+		return false
+	}
+	b := wire.AppendMessage(nil, m, wire.Outgoing{Version: s.p.Version, QoS: qos, PacketID: 1, Identifiers: g.Identifiers})
+	return !s.fits(len(b))
+}
+
+// room is how many more QoS > 0 messages may be sent now.
+func (s *Session) room(fx *Effects) int {
+	if len(fx.Out) > fx.Limit || len(s.settled) >= maxSettled {
+		return 0
+	}
+	return s.p.ReceiveMaximum - s.window.inflight
+}
+
+// Pump sends what waits and may be sent, and asks for more of the inbox when
+// little is left.
+func (s *Session) Pump(env Env, fx *Effects) {
+	if !s.attached {
+		return
+	}
+	for s.feed.pending.n > 0 && s.room(fx) > 0 {
+		it := s.feed.pending.front()
+		before := it.from
+		s.send(it, env, fx)
+		s.feed.took(it, int(it.from-before))
+		if it.from < it.to {
+			break
+		}
+		s.feed.pending.pop()
+	}
+	if s.feed.hungry() {
+		s.feed.read(env, fx)
+	}
+}
+
+// Wants tells whether the session could take messages at once: what waits is
+// little and the window is open.
+func (s *Session) Wants() bool {
+	return s.attached && s.feed.count == 0 && s.feed.state == live && s.window.inflight < s.p.ReceiveMaximum
+}
+
+// Free is how many QoS > 0 messages the session could send at once.
+func (s *Session) Free() int {
+	if !s.attached || s.feed.count > 0 {
+		return 0
+	}
+	return s.p.ReceiveMaximum - s.window.inflight
+}
+
+// Pending is how many messages wait in memory.
+func (s *Session) Pending() int { return s.feed.count }
+
+// Inflight is how many packet ids are under way to the client.
+func (s *Session) Inflight() int { return s.window.inflight }
+
+// Forward sends n frames of QoS 0 and version v as they are, if that is what
+// the session wants and the client takes; longest is the length of the longest.
+// The caller has made sure that RETAIN is clear and nothing in them is the
+// publisher's alone.
+func (s *Session) Forward(frames []byte, v herald.Version, n int, longest uint32, g *Grant, fx *Effects) bool {
+	if !s.attached || v != s.p.Version || len(g.Identifiers) > 0 || s.aliases != nil || !s.fits(int(longest)) {
+		return false
+	}
+	if len(fx.Out) > fx.Limit {
+		fx.Dropped += n
+		return true
+	}
+	fx.Out = append(fx.Out, frames...)
+	fx.Delivered += n
+	return true
+}
+
+// DeliverMixed is Deliver for a run whose messages differ in topic and QoS, none
+// of which stands in the session's inbox.
+func (s *Session) DeliverMixed(run *wire.Run, g *Grant, env Env, fx *Effects) {
+	if !s.attached {
+		return
+	}
+	for i, m := range run.Messages {
+		if g.QoS == 0 || m.QoS == 0 {
+			s.deliver0(run, i, i+1, g, env, fx)
+			continue
+		}
+		s.feed.push(item{run: run, g: g, from: int32(i), to: int32(i + 1), mixed: true})
+	}
+	s.Pump(env, fx)
+}
+
+// Restore brings the entry of a group's inbox that was sent over an earlier
+// connection under packet id pid; nil if there is none any more.
+func (s *Session) Restore(pid uint16, e *persistence.Entry, env Env, fx *Effects) {
+	sl := s.window.find(pid)
+	if !s.attached || sl == nil || sl.state != awaited || sl.src == 0 {
+		return
+	}
+	if e == nil {
+		s.orphan(sl, fx)
+		return
+	}
+	it := item{run: wire.MakeRun([]*herald.Message{e.Message}), g: &Grant{QoS: e.QoS, Retain: e.Retain, Identifiers: e.Identifiers},
+		src: sl.src, to: 1, pid: pid, mixed: true}
+	s.feed.push(it)
+	s.Pump(env, fx)
+}
