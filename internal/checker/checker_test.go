@@ -4,19 +4,27 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain also plays the processes of process_test.go.
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		play(role)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // quick is a run short enough to be one of many.
 func quick(b *toy) Config {
 	return Config{
-		Addrs: []string{b.addr}, For: time.Second, Rate: 2000,
-		DropEvery: 200 * time.Millisecond, PublisherDropEvery: 300 * time.Millisecond,
+		Addrs: []string{b.addr}, For: 600 * time.Millisecond, Rate: 3000,
+		DropEvery: 200 * time.Millisecond, PublisherDropEvery: 200 * time.Millisecond,
 		Drain: 10 * time.Second, Quiet: time.Second, Log: b.t.Logf,
 	}
 }
@@ -45,9 +53,10 @@ func (r restart) Inject(ctx context.Context, rng *rand.Rand) error {
 
 // A broker that keeps its promise comes out clean, whatever the clients do.
 func TestCorrectBroker(t *testing.T) {
+	t.Parallel()
 	b := newToy(t, toyFault{})
 	cfg := quick(b)
-	cfg.For = 3 * time.Second
+	cfg.For, cfg.Rate, cfg.Drain = 3*time.Second, 1000, 30*time.Second
 	cfg.QoS1Publishers, cfg.QoS2Publishers, cfg.MixedPublishers, cfg.Both = 2, 2, 2, 2
 	cfg.QoS1Subscribers, cfg.QoS2Subscribers, cfg.Joiners = 8, 8, 4
 	cfg.Faults, cfg.FaultEvery = []Fault{restart{b}}, 500*time.Millisecond
@@ -65,6 +74,7 @@ func TestCorrectBroker(t *testing.T) {
 
 // Nothing but what the clients do themselves breaks a connection.
 func TestCorrectBrokerUndisturbed(t *testing.T) {
+	t.Parallel()
 	b := newToy(t, toyFault{})
 	cfg := quick(b)
 	cfg.DropEvery, cfg.PublisherDropEvery = -1, -1
@@ -79,6 +89,7 @@ func TestCorrectBrokerUndisturbed(t *testing.T) {
 }
 
 func TestCorrectBrokerGroup(t *testing.T) {
+	t.Parallel()
 	b := newToy(t, toyFault{})
 	cfg := quick(b)
 	cfg.Members = 3
@@ -119,7 +130,7 @@ func TestFindsFaults(t *testing.T) {
 			t.Parallel()
 			cfg := quick(newToy(t, test.fault))
 			if test.fault.shuffleSent {
-				cfg.Topics, cfg.For = 1, 2*time.Second // more of one stream in flight
+				cfg.Topics, cfg.For = 1, time.Second // more of one stream in flight
 			}
 			if test.calm {
 				cfg.DropEvery, cfg.PublisherDropEvery = -1, -1

@@ -57,6 +57,7 @@ type client struct {
 	bounce      bool       // drop the connection once, now
 	stopping    bool       // DISCONNECT
 	readyOnce   bool
+	online      bool      // between CONNACK and the end of the connection
 	last        time.Time // of the last packet other than PINGRESP
 	out         outbound
 	in          inbound
@@ -201,7 +202,7 @@ func (c *client) resume(info connackInfo, addr string) {
 	} else if c.attempts == 1 {
 		c.ledger.protocol("%s: session present 1 on the first connection", c.name)
 	}
-	c.established, c.bounce, c.last = true, false, time.Now()
+	c.established, c.online, c.bounce, c.last = true, true, false, time.Now()
 	c.out.reconnected(info)
 	c.in.reconnected()
 	if c.in.aud != nil {
@@ -232,7 +233,10 @@ func (c *client) serve(ctx context.Context, conn net.Conn, r *bufio.Reader) {
 	conn.Close()
 	cancel()
 	<-done
-	stopped := c.stopped()
+	c.mu.Lock()
+	c.online = false
+	stopped := c.stopping
+	c.mu.Unlock()
 	c.ledger.tally(func(r *Report) {
 		switch {
 		case errors.Is(err, errDropped):

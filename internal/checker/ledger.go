@@ -278,8 +278,16 @@ func (l *ledger) judge(a *audience, s *stream, seen *arrivals, flags uint8, in a
 		seen.first = append(seen.first, 0)
 	}
 	describe := func() string {
-		return fmt.Sprintf("%s (%s) got %v, sequence %d (QoS %d, DUP %t) at %v on connection %d, after %d; highest %d, first on connection %d",
-			in.member, a.name, s, seq, in.qos, in.dup, l.now(), a.connects, seen.prev, seen.top[in.member], seen.first[seq-1])
+		who := a.name
+		if a.group {
+			who = in.member + " of the " + a.name
+		}
+		before := "its first arrival"
+		if n := seen.first[seq-1]; n != 0 {
+			before = fmt.Sprintf("first seen on connection %d", n)
+		}
+		return fmt.Sprintf("%s got %v, sequence %d (QoS %d, DUP %t) at %v on connection %d, %s; previous %d, highest %d",
+			who, s, seq, in.qos, in.dup, l.now(), a.connects, before, seen.prev, seen.top[in.member])
 	}
 	// A QoS 1 publish that was sent again is a second message to the broker; at
 	// QoS 2 the broker has to notice.

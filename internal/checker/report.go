@@ -63,6 +63,9 @@ type Report struct {
 	LongestPause Seconds `json:"longest_pause_seconds"`
 	Publishing   Seconds `json:"publishing_seconds"`
 	Drain        Seconds `json:"drain_seconds"`
+	// DrainCut is whether the drain ended by its bound while messages were
+	// still arriving: what is lost may only be late.
+	DrainCut bool `json:"drain_cut"`
 
 	Lost       Finding `json:"lost"`
 	Reordered  Finding `json:"reordered"`
@@ -106,6 +109,9 @@ func (r *Report) Err() error {
 	}
 	if r.Acknowledged == 0 || r.Expected == 0 {
 		parts = append(parts, fmt.Sprintf("nothing tested: %d acknowledged, %d arrivals expected", r.Acknowledged, r.Expected))
+	}
+	if r.DrainCut {
+		parts = append(parts, fmt.Sprintf("messages were still arriving when the drain was cut off after %.1f s", time.Duration(r.Drain).Seconds()))
 	}
 	if len(parts) == 0 {
 		return nil

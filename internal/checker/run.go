@@ -265,6 +265,7 @@ func (r *run) progress(ctx context.Context) {
 func (r *run) drain() {
 	limit := time.Now().Add(r.cfg.Drain)
 	begun := time.Now()
+	arriving := false
 	r.poll(limit, func() bool {
 		missing, last := 0, begun
 		for _, a := range r.ledger.audiences {
@@ -276,10 +277,14 @@ func (r *run) drain() {
 		}
 		open, connected := r.open()
 		if missing == 0 && open == 0 {
+			arriving = false
 			return true
 		}
-		return connected && time.Since(last) > r.cfg.Quiet
+		quiet := time.Since(last) > r.cfg.Quiet
+		arriving = !quiet
+		return connected && quiet
 	})
+	r.ledger.tally(func(rep *Report) { rep.DrainCut = arriving })
 	stuck := r.unanswered()
 	for _, c := range r.all() {
 		c.drop()
@@ -306,13 +311,13 @@ func (r *run) poll(limit time.Time, done func() bool) {
 }
 
 // open counts the handshakes under way in both directions; connected is
-// whether all clients have been connected at some time and not stopped.
+// whether all clients are.
 func (r *run) open() (open int, connected bool) {
 	connected = true
 	for _, c := range r.all() {
 		c.mu.Lock()
 		open += len(c.out.inflight) + len(c.in.held)
-		connected = connected && c.readyOnce
+		connected = connected && c.online
 		c.mu.Unlock()
 	}
 	return open, connected

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // toy is a correct little broker in memory, with a fault of choice. Its
@@ -93,6 +94,34 @@ func (c *toyConn) send(b []byte) {
 	}
 }
 
+// toyDelay is added to everything that the toy sends, so that there is always
+// something in flight.
+const toyDelay = 2 * time.Millisecond
+
+// flush writes what is queued until the connection is closed.
+func (c *toyConn) flush() {
+	var b []byte
+	for {
+		select {
+		case p := <-c.out:
+			b = append(b[:0], p...)
+		case <-c.gone:
+			return
+		}
+		select {
+		case <-time.After(toyDelay):
+		case <-c.gone:
+			return
+		}
+		for len(c.out) > 0 {
+			b = append(b, <-c.out...)
+		}
+		if _, err := c.Write(b); err != nil {
+			return
+		}
+	}
+}
+
 func newToy(t *testing.T, fault toyFault) *toy {
 	b := &toy{t: t, fault: fault, sessions: make(map[string]*toySession), conns: make(map[*toyConn]bool)}
 	ports, err := freePorts(1)
@@ -140,18 +169,7 @@ func (b *toy) serve(conn net.Conn) {
 	b.mu.Lock()
 	b.conns[c] = true
 	b.mu.Unlock()
-	b.wg.Go(func() {
-		for {
-			select {
-			case p := <-c.out:
-				if _, err := conn.Write(p); err != nil {
-					return
-				}
-			case <-c.gone:
-				return
-			}
-		}
-	})
+	b.wg.Go(c.flush)
 	r := bufio.NewReader(conn)
 	var buf []byte
 	var s *toySession
