@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -40,7 +41,7 @@ var disconnectCases = []scenario{
 				// A bad DISCONNECT is none: the will is published.
 				dying, watcher := watched(t, will{qos: 0}, connect{})
 				dying.send([]byte{tDisconnect<<4 | flags, 0})
-				dying.refused(0x81, 0x82)
+				dying.refused(0x81)
 				watcher.takePayloads("will")
 				watcher.leave()
 			}
@@ -126,7 +127,7 @@ func badFlagsOf(t *T, kind, right byte, body []byte) {
 		}
 		c := t.anyone()
 		c.send(packet(kind<<4|flags, body))
-		c.refused()
+		c.refused(0x81)
 	}
 }
 
@@ -300,6 +301,28 @@ var badCases = []scenario{
 		},
 	},
 	{
+		// However deep, a topic costs its own connection at most.
+		name: "tens_of_thousands_of_levels", v311: "4.7.3-3", v5: "4.7.3-3", bad: true,
+		run: func(t *T) {
+			deep := strings.Repeat("/", 65535)
+			for _, b := range [][]byte{
+				publish{topic: deep, payload: "x", qos: 1, id: 1}.bytes(t.v),
+				subscribe(t.v, 1, nil, filter{deep, 0}),
+				subscribe(t.v, 1, nil, filter{strings.Repeat("+/", 32000) + "#", 0}),
+				unsubscribe(t.v, 1, deep),
+			} {
+				c := t.anyone()
+				c.send(b)
+				f, err := c.read(patience)
+				if err == nil {
+					c.decode(f) // served or refused
+				} else if !gone(err) {
+					t.Error(err)
+				}
+			}
+		},
+	},
+	{
 		name: "random_bytes", v311: "4.8.0-1", v5: "4.13.1-1", bad: true,
 		run: func(t *T) {
 			seed := rand.Uint64()
@@ -391,7 +414,7 @@ var badConnectCases = []scenario{
 			c := t.dial()
 			c.send([]byte{tConnect << 4, 0xff, 0xff, 0xff, 0x7f}, str("MQTT"), []byte{byte(t.v)})
 			// Refused at once or when the time for a CONNECT is over.
-			f, err := c.read(connectTime)
+			f, err := c.read(broker.connectTime)
 			if err == nil && f.kind() != tConnack {
 				t.Fatalf("got %v", f)
 			}
@@ -404,10 +427,15 @@ var badConnectCases = []scenario{
 		name: "half_a_connect_that_never_ends", v311: "3.1.0-1", v5: "3.1.0-1", bad: true,
 		run: func(t *T) {
 			whole := connect{id: t.id()}.bytes(t.v)
+			var all []*client
 			for _, n := range []int{0, 1, 2, len(whole) / 2, len(whole) - 1} {
 				c := t.dial()
 				c.send(whole[:n])
-				defer c.closedWithin(connectTime) // all wait at the same time
+				all = append(all, c)
+			}
+			deadline := time.Now().Add(broker.connectTime)
+			for _, c := range all { // they wait at the same time
+				c.closedWithin(time.Until(deadline))
 			}
 		},
 	},
@@ -418,7 +446,7 @@ var badConnectCases = []scenario{
 			c := t.dial()
 			c.send([]byte{tConnect << 4, 120}, str("MQTT"))
 			start := time.Now()
-			for time.Since(start) < connectTime {
+			for time.Since(start) < broker.connectTime {
 				if _, err := c.conn.Write([]byte{byte(t.v)}); err != nil {
 					return // closed
 				}
@@ -427,7 +455,7 @@ var badConnectCases = []scenario{
 					return
 				}
 			}
-			t.Fatalf("not closed after %v", connectTime)
+			t.Fatalf("not closed after %v", broker.connectTime)
 		},
 	},
 	{
@@ -445,7 +473,3 @@ var badConnectCases = []scenario{
 		},
 	},
 }
-
-// connectTime is how long a CONNECT may take at most until the broker gives
-// up. Herald's default is 10 s.
-const connectTime = 13 * time.Second

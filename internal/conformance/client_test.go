@@ -311,8 +311,19 @@ func (c *client) publish(p publish) byte {
 		}
 		return reason
 	}
-	c.ping() // the broker has read it
+	if p.retain {
+		c.fence() // storing takes its time
+	} else {
+		c.ping() // the broker has read it
+	}
 	return 0
+}
+
+// fence publishes something that nobody waits for at QoS 1: when it is
+// acknowledged, all that c published before has been stored.
+func (c *client) fence() {
+	c.t.Helper()
+	c.publish(publish{topic: "conf-fence/" + c.t.prefix, qos: 1})
 }
 
 // ping sends PINGREQ; PINGRESP must be the next packet.
@@ -369,7 +380,7 @@ func (c *client) refused(codes ...byte) {
 	}
 	if c.v == V5 {
 		if a := c.answer(tDisconnect); !slices.Contains(codes, a.reason) {
-			c.t.Errorf("DISCONNECT 0x%02x, want one of % 02x", a.reason, codes)
+			c.t.Errorf("DISCONNECT 0x%02x, want one of [% x]", a.reason, codes)
 		}
 	}
 	c.closed()
@@ -393,7 +404,7 @@ func (c *client) unwelcome(codes ...byte) {
 	}
 	a, _ := c.decode(f)
 	if a.kind != tConnack || a.present || !slices.Contains(codes, a.reason) {
-		c.t.Fatalf("got %v, want CONNACK with one of % 02x, or a closed connection", f, codes)
+		c.t.Fatalf("got %v, want CONNACK with one of [% x], or a closed connection", f, codes)
 	}
 	c.closed()
 }

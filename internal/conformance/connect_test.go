@@ -214,6 +214,23 @@ var connectCases = []scenario{
 		},
 	},
 	{
+		// One session, whichever version its client speaks.
+		name: "session_across_versions", v311: "3.1.3-2 3.2.2-2", v5: "3.1.3-2 3.2.2-3",
+		run: func(t *T) {
+			id := t.id()
+			other := &T{T: t.T, v: V311 + V5 - t.v, prefix: t.prefix}
+			c := other.client(connect{id: id, keep: true})
+			c.subscribe(filter{t.topic("a"), 1})
+			c.leave()
+			t.anyone().publish(publish{topic: t.topic("a"), payload: "x", qos: 1})
+			c = t.client(connect{id: id, keep: true})
+			if !c.hello.present {
+				t.Fatal("session present 0")
+			}
+			c.takePayloads("x")
+		},
+	},
+	{
 		name: "empty_client_id_clean", v311: "3.1.3-6", v5: "3.1.3-6 3.1.3-7 3.2.2-16",
 		run: func(t *T) {
 			a, first := t.open(connect{})

@@ -241,7 +241,7 @@ var retainedCases = []scenario{
 			for i := range n {
 				pub.send(publish{topic: t.topic(fmt.Sprint("many/", i)), payload: fmt.Sprint(i), retain: true}.bytes(t.v))
 			}
-			pub.ping()
+			pub.fence()
 			sub := t.subscriber(filter{t.topic("many/#"), 1})
 			seen := map[string]bool{}
 			for range n {
@@ -253,7 +253,8 @@ var retainedCases = []scenario{
 			for i := range n {
 				pub.send(publish{topic: t.topic(fmt.Sprint("many/", i)), retain: true}.bytes(t.v))
 			}
-			pub.ping()
+			pub.fence()
+			t.subscriber(filter{t.topic("many/#"), 1}).silent()
 		},
 	},
 }

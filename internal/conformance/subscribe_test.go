@@ -1,6 +1,9 @@
 package conformance
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 var subscribeCases = []scenario{
 	{
@@ -100,7 +103,11 @@ var subscribeCases = []scenario{
 			for _, b := range bits {
 				c := t.anyone()
 				c.send(subscribe(t.v, 1, nil, filter{t.topic("a"), b}))
-				c.refused()
+				if b&0xC0 != 0 {
+					c.refused(0x81)
+				} else {
+					c.refused(0x82) // QoS 3 and retain handling 3 are protocol errors
+				}
 			}
 		},
 	},
@@ -201,17 +208,21 @@ var subscribeCases = []scenario{
 		name: "subscribe_properties_out_of_range", v5: "4.13.1-1", bad: true,
 		run: func(t *T) {
 			for name, props := range map[string][][]byte{
-				"subscription identifier 0":         {propVar(pSubscriptionID, 0)},
-				"subscription identifier twice":     {propVar(pSubscriptionID, 1), propVar(pSubscriptionID, 2)},
-				"subscription identifier too large": {{pSubscriptionID, 0xff, 0xff, 0xff, 0xff, 0x01}},
-				"topic alias":                       {prop16(pAlias, 1)},
-				"reason string":                     {propStr(pReasonString, "x")},
-				"an unknown property":               {prop8(0x7e, 1)},
+				"subscription identifier 0":           {propVar(pSubscriptionID, 0)},
+				"subscription identifier twice":       {propVar(pSubscriptionID, 1), propVar(pSubscriptionID, 2)},
+				"subscription identifier without end": {{pSubscriptionID, 0xff, 0xff, 0xff, 0xff, 0x01}},
+				"topic alias":                         {prop16(pAlias, 1)},
+				"reason string":                       {propStr(pReasonString, "x")},
+				"an unknown property":                 {prop8(0x7e, 1)},
 			} {
 				t.Log(name)
 				c := t.anyone()
 				c.send(subscribe(t.v, 1, props, filter{t.topic("a"), 0}))
-				c.refused()
+				if strings.HasSuffix(name, "0") || strings.HasSuffix(name, "twice") {
+					c.refused(0x82)
+				} else {
+					c.refused(0x81)
+				}
 			}
 		},
 	},
