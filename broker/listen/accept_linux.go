@@ -109,7 +109,7 @@ func (l *Listener) adopt(fd int, sa unix.Sockaddr) {
 		c.peer = netip.AddrPortFrom(ip, uint16(a.Port))
 	}
 	c.heard.Store(loop.now.Load())
-	loop.slots.add(c)
+	loop.begin(c)
 	if err := p.watch(c, fd); err != nil {
 		loop.log.Warn("cannot watch a connection, closing it", "listener", l.cfg.ID, "error", err)
 		c.Shutdown() // posts it: the poller tears it down

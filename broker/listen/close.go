@@ -124,7 +124,9 @@ func (c *Conn) gone() {
 	c.releaseIn()
 	c.ReleaseConnect()
 	c.loop.slots.remove(c.slot)
-	c.lis.conns.Add(-1)
+	if c.stream == nil { // else the socket counts itself
+		c.lis.conns.Add(-1)
+	}
 	c.loop.counts.conns.Add(-1)
 	go func() {
 		defer c.loop.wg.Done()

@@ -64,6 +64,10 @@ type Listener struct {
 	closing     chan struct{}
 	closeOnce   sync.Once
 	serving     sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	young  map[*socket]struct{} // in their handshakes
 }
 
 var _ listeners.Listener = (*Listener)(nil)
@@ -84,7 +88,7 @@ func New(cfg Config, loop *Loop) (*Listener, error) {
 		}
 		return nil, fmt.Errorf("listen: %s %s: %w", cfg.Protocol, cfg.Address, err)
 	}
-	return &Listener{cfg: cfg, loop: loop, net: ln, addr: ln.Addr(), closing: make(chan struct{})}, nil
+	return &Listener{cfg: cfg, loop: loop, net: ln, addr: ln.Addr(), closing: make(chan struct{}), young: map[*socket]struct{}{}}, nil
 }
 
 // bind opens the socket. What is set on it is inherited by the connections that
@@ -155,6 +159,7 @@ func (l *Listener) Close(closeClients listeners.CloseFn) {
 	l.closeOnce.Do(func() {
 		close(l.closing)
 		_ = l.net.Close()
+		l.closeYoung()
 		if closeClients != nil {
 			closeClients(l.cfg.ID)
 		}
@@ -169,15 +174,12 @@ func (l *Listener) admit() bool {
 		l.loop.counts.refused.Add(1)
 		return false
 	}
-	l.loop.counts.accepted.Add(1)
-	l.loop.counts.conns.Add(1)
-	l.loop.wg.Add(1)
 	return true
 }
 
 // backOff waits after a failed accept; false: the listener was closed.
 func (l *Listener) backOff(err error, wait *time.Duration) bool {
-	*wait = min(max(2**wait, 10*time.Millisecond), time.Second)
+	*wait = min(max(2*(*wait), 10*time.Millisecond), time.Second)
 	l.loop.log.Warn("cannot accept, trying again", "listener", l.cfg.ID, "error", err, "wait", *wait)
 	t := time.NewTimer(*wait)
 	defer t.Stop()

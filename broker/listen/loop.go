@@ -109,6 +109,14 @@ func (l *Loop) Start() {
 	l.own.Go(l.sweep)
 }
 
+// begin counts a connection in; gone counts it out.
+func (l *Loop) begin(c *Conn) {
+	l.counts.accepted.Add(1)
+	l.counts.conns.Add(1)
+	l.wg.Add(1)
+	l.slots.add(c)
+}
+
 // Each calls f for every connection.
 func (l *Loop) Each(f func(*Conn)) { l.slots.each(f) }
 

@@ -128,23 +128,21 @@ func (p *poller) run() {
 	}
 }
 
-// wait returns the number of events. It blocks only when there is nothing at
-// all to do.
+// wait returns the number of events. It blocks when there is nothing else to do.
+//
+// One epoll_wait per turn, blocking: to look without blocking first is a second
+// system call for nearly every wake-up (0.7 to 1 instead of 0.3 per message, 1,000
+// connections with 12 messages a second each), and the other way of waiting, the
+// epoll descriptor in Go's own poller, costs twice the time in user mode.
 func (p *poller) wait() int {
 	p.count.waits.Add(1)
-	n := sysEpollWait(p.ep, p.events, false)
-	if n > 0 || p.anyPosted() {
-		return n
-	}
-	// A post after this line writes to the eventfd; one before it is seen by
-	// the second look.
+	// A post after this line writes to the eventfd; one before it is seen here.
 	p.sleeping.Store(true)
 	if p.anyPosted() || p.stopping.Load() {
 		p.sleeping.Store(false)
-		return 0
+		return sysEpollWait(p.ep, p.events, false)
 	}
-	p.count.waits.Add(1)
-	n = sysEpollWait(p.ep, p.events, true)
+	n := sysEpollWait(p.ep, p.events, true)
 	p.sleeping.Store(false)
 	return n
 }
