@@ -1,0 +1,395 @@
+package pebble
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// Flags of an encoded message. FORMAT.md draws it.
+const (
+	msgQoS       = 0x03
+	msgRetain    = 0x04
+	msgProps     = 0x08 // Properties stand in it; else they were nil
+	msgExpires   = 0x10
+	msgPublisher = 0x20
+	msgSameTopic = 0x40 // the topic of the message before it
+)
+
+// Flags of an encoded target.
+const (
+	howQoS    = 0x03
+	howRetain = 0x04
+	howIDs    = 0x08 // subscription identifiers follow
+)
+
+// appendMessage encodes m behind b. before is the message that was encoded just
+// before it in the same run, or nil: a run of messages to one topic, which is
+// what a publisher's batch is, then carries the topic once.
+func appendMessage(b []byte, m, before *herald.Message) []byte {
+	f := m.QoS & msgQoS
+	if m.Retain {
+		f |= msgRetain
+	}
+	if m.Properties != nil {
+		f |= msgProps
+	}
+	if m.Expires != 0 {
+		f |= msgExpires
+	}
+	if m.Publisher != 0 {
+		f |= msgPublisher
+	}
+	if before != nil && before.Topic == m.Topic {
+		f |= msgSameTopic
+	}
+	b = append(b, f)
+	b = binary.BigEndian.AppendUint64(b, uint64(m.ID))
+	if f&msgPublisher != 0 {
+		b = binary.BigEndian.AppendUint64(b, uint64(m.Publisher))
+	}
+	if f&msgExpires != 0 {
+		b = binary.AppendVarint(b, m.Expires)
+	}
+	if f&msgSameTopic == 0 {
+		b = binary.AppendUvarint(b, uint64(len(m.Topic)))
+		b = append(b, m.Topic...)
+	}
+	if f&msgProps != 0 {
+		b = binary.AppendUvarint(b, uint64(len(m.Properties)))
+		b = append(b, m.Properties...)
+	}
+	b = binary.AppendUvarint(b, uint64(len(m.Payload)))
+	return append(b, m.Payload...)
+}
+
+func appendHow(b []byte, qos byte, retain bool, ids []uint32) []byte {
+	f := qos & howQoS
+	if retain {
+		f |= howRetain
+	}
+	if len(ids) > 0 {
+		f |= howIDs
+	}
+	b = append(b, f)
+	if len(ids) > 0 {
+		b = binary.AppendUvarint(b, uint64(len(ids)))
+		for _, id := range ids {
+			b = binary.AppendUvarint(b, uint64(id))
+		}
+	}
+	return b
+}
+
+// Tags of the sections of an encoded batch. A section is its tag, a count and
+// that many items; a batch ends with tagEnd.
+const (
+	tagEnd = iota
+	tagSpread
+	tagRetain
+	tagHeld
+	tagSent
+	tagMark
+	tagSession
+	tagSubscribe
+	tagUnsubscribe
+	tagWill
+	tagWillGone
+	tagDelete
+)
+
+// appendBatch encodes bt behind b.
+func appendBatch(b []byte, bt *persistence.Batch) []byte {
+	b = section(b, tagSpread, len(bt.Spreads))
+	for i := range bt.Spreads {
+		b = appendSpread(b, &bt.Spreads[i])
+	}
+	b = section(b, tagRetain, len(bt.Retain))
+	var before *herald.Message
+	for _, m := range bt.Retain {
+		b = appendMessage(b, m, before)
+		before = m
+	}
+	b = section(b, tagHeld, len(bt.Held))
+	for _, h := range bt.Held {
+		b = binary.BigEndian.AppendUint64(b, uint64(h.Session))
+		b = binary.BigEndian.AppendUint16(b, h.PacketID)
+		b = binary.BigEndian.AppendUint64(b, uint64(h.ID))
+	}
+	b = section(b, tagSent, len(bt.Sent))
+	for _, t := range bt.Sent {
+		b = binary.BigEndian.AppendUint64(b, uint64(t.Session))
+		b = binary.BigEndian.AppendUint16(b, t.PacketID)
+		b = binary.BigEndian.AppendUint64(b, uint64(t.ID))
+		b = append(b, byte(t.Step))
+		b = binary.BigEndian.AppendUint64(b, uint64(t.Source))
+	}
+	b = section(b, tagMark, len(bt.Marks))
+	for i := range bt.Marks {
+		b = binary.BigEndian.AppendUint64(b, uint64(bt.Marks[i].Session))
+		b = appendMark(b, bt.Marks[i].Low, bt.Marks[i].Above)
+	}
+	return append(appendRows(b, bt), tagEnd)
+}
+
+func section(b []byte, tag byte, n int) []byte {
+	if n == 0 {
+		return b
+	}
+	return binary.AppendUvarint(append(b, tag), uint64(n))
+}
+
+func appendSpread(b []byte, sp *persistence.Spread) []byte {
+	b = binary.AppendUvarint(b, uint64(len(sp.Messages)))
+	var before *herald.Message
+	for _, m := range sp.Messages {
+		b = appendMessage(b, m, before)
+		before = m
+	}
+	b = binary.AppendUvarint(b, uint64(len(sp.Targets)))
+	for i := range sp.Targets {
+		t := &sp.Targets[i]
+		b = binary.BigEndian.AppendUint64(b, uint64(t.Session))
+		b = appendHow(b, t.QoS, t.Retain, t.Identifiers)
+	}
+	return b
+}
+
+// appendMark encodes a mark: low, count, and the distances from one to the next.
+func appendMark(b []byte, low herald.ID, above []herald.ID) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(low))
+	b = binary.AppendUvarint(b, uint64(len(above)))
+	at := low
+	for _, id := range above {
+		b = binary.AppendUvarint(b, uint64(id-at))
+		at = id
+	}
+	return b
+}
+
+// decoder reads what the append functions wrote. The first thing that does not
+// fit sets err; from then on it returns zero values.
+type decoder struct {
+	b   []byte
+	err error
+}
+
+func (d *decoder) fail(what string) {
+	if d.err == nil {
+		d.err = fmt.Errorf("%w: %s", herald.ErrCorrupt, what)
+	}
+	d.b = nil
+}
+
+func (d *decoder) byte() byte {
+	if len(d.b) < 1 {
+		d.fail("record too short")
+		return 0
+	}
+	v := d.b[0]
+	d.b = d.b[1:]
+	return v
+}
+
+func (d *decoder) u16() uint16 {
+	if len(d.b) < 2 {
+		d.fail("record too short")
+		return 0
+	}
+	v := binary.BigEndian.Uint16(d.b)
+	d.b = d.b[2:]
+	return v
+}
+
+func (d *decoder) u64() uint64 {
+	if len(d.b) < 8 {
+		d.fail("record too short")
+		return 0
+	}
+	v := binary.BigEndian.Uint64(d.b)
+	d.b = d.b[8:]
+	return v
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.fail("bad number")
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail("bad number")
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// count reads a number of items of at least size bytes each, so that a damaged
+// count cannot make the reader allocate more than what is there.
+func (d *decoder) count(size int) int {
+	v := d.uvarint()
+	if v > uint64(len(d.b)/size) {
+		d.fail("count beyond the record")
+		return 0
+	}
+	return int(v)
+}
+
+// bytes returns a part of the input, not a copy.
+func (d *decoder) bytes() []byte {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.fail("length beyond the record")
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) string() string { return string(d.bytes()) }
+
+// message decodes into m; nothing in m points into the input. before is as for
+// appendMessage.
+func (d *decoder) message(m, before *herald.Message) {
+	f := d.byte()
+	m.QoS = f & msgQoS
+	m.Retain = f&msgRetain != 0
+	m.ID = herald.ID(d.u64())
+	if f&msgPublisher != 0 {
+		m.Publisher = herald.SessionID(d.u64())
+	}
+	if f&msgExpires != 0 {
+		m.Expires = d.varint()
+	}
+	switch {
+	case f&msgSameTopic == 0:
+		m.Topic = d.string()
+	case before != nil:
+		m.Topic = before.Topic
+	default:
+		d.fail("message without a topic")
+	}
+	var props []byte
+	if f&msgProps != 0 {
+		props = d.bytes()
+	}
+	payload := d.bytes()
+	if d.err != nil || (len(props)+len(payload) == 0 && f&msgProps == 0) {
+		return
+	}
+	both := append(append(make([]byte, 0, len(props)+len(payload)), props...), payload...)
+	if f&msgProps != 0 {
+		m.Properties = both[:len(props):len(props)]
+	}
+	if len(payload) > 0 {
+		m.Payload = both[len(props):]
+	}
+}
+
+// how decodes what appendHow wrote.
+func (d *decoder) how() (qos byte, retain bool, ids []uint32) {
+	f := d.byte()
+	if f&howIDs != 0 {
+		n := d.count(1)
+		ids = make([]uint32, 0, n)
+		for range n {
+			ids = append(ids, uint32(d.uvarint()))
+		}
+	}
+	return f & howQoS, f&howRetain != 0, ids
+}
+
+func (d *decoder) mark() (low herald.ID, above []herald.ID) {
+	low = herald.ID(d.u64())
+	n := d.count(1)
+	if n > 0 {
+		above = make([]herald.ID, 0, n)
+	}
+	at := low
+	for range n {
+		at += herald.ID(d.uvarint())
+		above = append(above, at)
+	}
+	return low, above
+}
+
+// batch decodes one batch, up to its end.
+func (d *decoder) batch() *persistence.Batch {
+	bt := new(persistence.Batch)
+	for d.err == nil {
+		tag := d.byte()
+		if tag == tagEnd || d.err != nil {
+			break
+		}
+		n := d.count(1)
+		for range n {
+			if d.err != nil {
+				break
+			}
+			d.item(tag, bt)
+		}
+	}
+	return bt
+}
+
+func (d *decoder) item(tag byte, bt *persistence.Batch) {
+	switch tag {
+	case tagSpread:
+		bt.Spreads = append(bt.Spreads, d.spread())
+	case tagRetain:
+		var before *herald.Message
+		if n := len(bt.Retain); n > 0 {
+			before = bt.Retain[n-1]
+		}
+		m := new(herald.Message)
+		d.message(m, before)
+		bt.Retain = append(bt.Retain, m)
+	case tagHeld:
+		bt.Held = append(bt.Held, persistence.Held{
+			Session: herald.SessionID(d.u64()), PacketID: d.u16(), ID: herald.ID(d.u64())})
+	case tagSent:
+		bt.Sent = append(bt.Sent, persistence.Sent{
+			Session: herald.SessionID(d.u64()), PacketID: d.u16(), ID: herald.ID(d.u64()),
+			Step: persistence.Step(d.byte()), Source: herald.SessionID(d.u64())})
+	case tagMark:
+		m := persistence.Mark{Session: herald.SessionID(d.u64())}
+		m.Low, m.Above = d.mark()
+		bt.Marks = append(bt.Marks, m)
+	default:
+		d.row(tag, bt)
+	}
+}
+
+func (d *decoder) spread() persistence.Spread {
+	var sp persistence.Spread
+	n := d.count(10)
+	if n > 0 {
+		all := make([]herald.Message, n)
+		sp.Messages = make([]*herald.Message, n)
+		var before *herald.Message
+		for i := range all {
+			d.message(&all[i], before)
+			sp.Messages[i] = &all[i]
+			before = &all[i]
+		}
+	}
+	if n = d.count(9); n > 0 {
+		sp.Targets = make([]persistence.Target, n)
+		for i := range sp.Targets {
+			t := &sp.Targets[i]
+			t.Session = herald.SessionID(d.u64())
+			t.QoS, t.Retain, t.Identifiers = d.how()
+		}
+	}
+	return sp
+}
