@@ -3,14 +3,18 @@ package listen
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 	"github.com/stretchr/testify/require"
@@ -161,17 +165,86 @@ func (b *broker) stop() {
 	})
 }
 
+// transports are the ways in; every test of the stream's contents runs over all.
+func transports(t *testing.T, f func(t *testing.T, cfg Config)) {
+	t.Helper()
+	for _, name := range []string{TCP, Unix, TLS, WS, WSS, "proxy"} {
+		t.Run(name, func(t *testing.T) { f(t, transport(t, name)) })
+	}
+}
+
+func transport(t *testing.T, name string) Config {
+	cfg := Config{Protocol: name}
+	switch name {
+	case Unix:
+		dir, err := os.MkdirTemp("", "herald")
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		cfg.Address = filepath.Join(dir, "s")
+	case TLS, WSS:
+		cfg.TLS = serverTLS(t)
+	case "proxy":
+		cfg.Protocol, cfg.ProxyProtocol = TCP, true
+	}
+	return cfg
+}
+
 func (b *broker) dial() *client {
 	b.t.Helper()
-	network := "tcp"
-	if b.l.cfg.Protocol == Unix {
-		network = "unix"
+	var c net.Conn
+	var err error
+	addr := b.l.Address()
+	switch b.l.cfg.Protocol {
+	case TLS:
+		c, err = tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+	case WS, WSS:
+		d := websocket.Dialer{Subprotocols: []string{"mqtt"}, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		var ws *websocket.Conn
+		ws, _, err = d.Dial(map[string]string{WS: "ws", WSS: "wss"}[b.l.cfg.Protocol]+"://"+addr+"/mqtt", nil)
+		if err == nil {
+			require.Equal(b.t, "mqtt", ws.Subprotocol())
+			c = &wsClient{websocketConn{Conn: ws}}
+		}
+	case Unix:
+		c, err = net.Dial("unix", addr)
+	default:
+		c, err = net.Dial("tcp", addr)
 	}
-	c, err := net.Dial(network, b.l.Address())
 	require.NoError(b.t, err)
 	b.t.Cleanup(func() { _ = c.Close() })
+	if b.l.cfg.ProxyProtocol {
+		_, err := c.Write([]byte("PROXY TCP4 192.0.2.7 192.0.2.1 4711 1883\r\n"))
+		require.NoError(b.t, err)
+	}
 	return &client{b.t, c}
 }
+
+// wsClient is a WebSocket whose Close frame reads as the end.
+type wsClient struct{ websocketConn }
+
+func (c *wsClient) Read(p []byte) (int, error) {
+	n, err := c.websocketConn.Read(p)
+	if websocket.IsCloseError(err, websocket.CloseNormalClosure, websocket.CloseAbnormalClosure) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+var serverTLS = func() func(t testing.TB) *tls.Config {
+	var once sync.Once
+	var conf *tls.Config
+	return func(t testing.TB) *tls.Config {
+		once.Do(func() {
+			ca := newAuthority(t)
+			dir := t.TempDir()
+			cert, key := ca.issue(t, dir, "server")
+			var err error
+			conf, err = LoadTLS(cert, key, "")
+			require.NoError(t, err)
+		})
+		return conf
+	}
+}()
 
 // connect dials and completes the MQTT handshake.
 func (b *broker) connect() *client {

@@ -38,6 +38,7 @@ type poller struct {
 
 	mu    sync.Mutex
 	queue []*Conn // posted
+	gone  bool    // the descriptors are closed
 
 	// Owned by the goroutine.
 	w      Worker
@@ -72,12 +73,15 @@ func (l *Loop) newPollers() error {
 
 func (l *Loop) closePollers() {
 	for _, p := range l.pollers {
+		p.mu.Lock()
+		p.gone = true
 		for _, fd := range []*int{&p.ep, &p.wake} {
 			if *fd >= 0 {
 				_ = unix.Close(*fd)
 				*fd = -1
 			}
 		}
+		p.mu.Unlock()
 	}
 }
 
@@ -93,20 +97,24 @@ func (p *poller) watch(c *Conn, fd int) error {
 // post puts c in the queue. The caller has set c.posted.
 func (p *poller) post(c *Conn) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.queue = append(p.queue, c)
-	p.mu.Unlock()
-	p.awake()
+	p.awakeLocked()
 }
 
-func (p *poller) awake() {
-	if p.sleeping.CompareAndSwap(true, false) {
+// awakeLocked holds the lock while it writes, so that it cannot write to a
+// descriptor that has been closed and given to somebody else.
+func (p *poller) awakeLocked() {
+	if !p.gone && p.sleeping.CompareAndSwap(true, false) {
 		sysWake(p.wake)
 	}
 }
 
 func (p *poller) stop() {
 	p.stopping.Store(true)
-	p.awake()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.awakeLocked()
 }
 
 func (p *poller) run() {
