@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -159,6 +160,9 @@ func (c *connection) check(cmd *cobra.Command) (topic string, err error) {
 	}
 	if c.idPrefix != "" {
 		c.id = c.idPrefix + strconv.Itoa(os.Getpid())
+	}
+	if c.id == "" && c.protocol == 3 { // MQTT 3.1 knows no empty client id
+		c.id = fmt.Sprintf("herald-%08x", rand.Uint32())
 	}
 	if err := c.checkSession(); err != nil {
 		return "", usage("%s: %v", name, err)

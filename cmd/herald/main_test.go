@@ -29,11 +29,29 @@ func TestMain(m *testing.M) {
 //	                           $WS and $ADMIN tell where it is
 //	signal NAME                sends a signal to it
 //	stopped N                  waits until it has ended, with status N
+//	broker                     starts the broker that the clients are tested with;
+//	                           $HOST and $PORT tell where it is
 //	fetch STATUS URL           gets a URL, whose status must be STATUS; the body
 //	                           is the standard output
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/commands", nil) }
+
+// The clients work with a broker that is not ours. It is what make test
+// installs.
+func TestClientsWithMosquitto(t *testing.T) {
+	path, err := exec.LookPath("mosquitto")
+	if err != nil {
+		path = "/usr/sbin/mosquitto"
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Skip("mosquitto is not installed; make test installs it")
+	}
+	runScripts(t, "testdata/clients", func(ts *testscript.TestScript) { startMosquitto(ts, path) })
+}
+
+func runScripts(t *testing.T, dir string, broker func(*testscript.TestScript)) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+		Dir:      dir,
+		Deadline: time.Now().Add(2 * time.Minute),
 		Setup: func(env *testscript.Env) error {
 			port, err := freePort()
 			env.Setenv("FREEPORT", port)
@@ -46,8 +64,34 @@ func TestScripts(t *testing.T) {
 			"signal":  cmdSignal,
 			"stopped": cmdStopped,
 			"fetch":   cmdFetch,
+			"broker":  func(ts *testscript.TestScript, _ bool, _ []string) { broker(ts) },
 		},
 	})
+}
+
+// startMosquitto leaves mosquitto's address in $HOST and $PORT.
+func startMosquitto(ts *testscript.TestScript, path string) {
+	port := ts.Getenv("FREEPORT")
+	conf := ts.MkAbs("mosquitto.conf")
+	ts.Check(os.WriteFile(conf, []byte("allow_anonymous true\nlistener "+port+" 127.0.0.1\n"), 0o600))
+	cmd := exec.Command(path, "-c", conf)
+	ts.Check(cmd.Start())
+	ts.Defer(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // says that it was killed
+	})
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			ts.Check(conn.Close())
+			break
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("mosquitto does not listen: %v", err)
+		}
+	}
+	ts.Setenv("HOST", "127.0.0.1")
+	ts.Setenv("PORT", port)
 }
 
 // freePort is a port that nobody listened on a moment ago.
