@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -34,6 +35,11 @@ type committer struct {
 
 	// Owned by the writer.
 	write group
+
+	// turn is odd while the writer works on a group. Whoever makes it even
+	// calls the group's dones: the writer, or, if Pebble died under it and it
+	// does not come back, the undertaker.
+	turn atomic.Uint64
 }
 
 // group is what one record of the journal holds.
@@ -124,7 +130,14 @@ func failing(done func(error), err error) func(error) {
 
 // run is the body of the writer.
 func (c *committer) run() {
-	defer close(c.ended)
+	if c.gatherAndCommit() {
+		close(c.ended)
+	}
+}
+
+// gatherAndCommit returns true when all is done, and false if the undertaker
+// does the rest.
+func (c *committer) gatherAndCommit() bool {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -132,12 +145,14 @@ func (c *committer) run() {
 		n, urgent, stopped := len(c.gather.batches), c.gather.urgent, c.stopped
 		if n == 0 && stopped {
 			c.mu.Unlock()
-			return
+			return true
 		}
 		if urgent || (n > 0 && stopped) {
 			c.takeLocked()
 			c.mu.Unlock()
-			c.commit()
+			if !c.commit() {
+				return false
+			}
 			continue
 		}
 		c.mu.Unlock()
@@ -152,7 +167,9 @@ func (c *committer) run() {
 			c.mu.Lock()
 			c.takeLocked()
 			c.mu.Unlock()
-			c.commit()
+			if !c.commit() {
+				return false
+			}
 		}
 	}
 }
@@ -175,10 +192,61 @@ func (c *committer) stop() {
 	<-c.ended
 }
 
-// commit makes the group in c.write durable, or not.
-func (c *committer) commit() {
+// commit makes the group in c.write durable, or not. It returns false if the
+// undertaker was faster.
+func (c *committer) commit() bool {
 	g := &c.write
+	turn := c.turn.Add(1)
 	err := c.store(g)
+	if !c.turn.CompareAndSwap(turn, turn+1) {
+		return false
+	}
+	c.finish(g, err)
+	return true
+}
+
+// lastRites is how long the writer may take to come back from a database that
+// has died.
+const lastRites = 2 * time.Second
+
+// undertake is the body of the undertaker. When Pebble has died it waits a
+// little for the writer, which may be waiting for what will never come, and
+// then fails everything in its place.
+func (c *committer) undertake() {
+	select {
+	case <-c.ended:
+		return
+	case <-c.s.health.died:
+	}
+	turn := c.turn.Load()
+	select {
+	case <-c.ended:
+		return
+	case <-time.After(lastRites):
+	}
+	if turn%2 == 0 || !c.turn.CompareAndSwap(turn, turn+1) {
+		return // it works
+	}
+	c.finish(&group{batches: c.write.batches}, c.s.health.fatal())
+	for {
+		c.mu.Lock()
+		g := c.gather
+		c.gather = group{}
+		c.gather.reset()
+		stopped := c.stopped
+		c.room.Broadcast()
+		c.mu.Unlock()
+		c.finish(&g, c.s.health.fatal())
+		if stopped {
+			close(c.ended)
+			return
+		}
+		<-c.wake
+	}
+}
+
+// finish calls the dones of a group.
+func (c *committer) finish(g *group, err error) {
 	if err != nil {
 		err = readable(err)
 		c.s.stats.failed.Add(int64(len(g.batches)))

@@ -9,6 +9,7 @@ import (
 
 	crdb "github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
@@ -20,7 +21,7 @@ const pebbleFormat = crdb.FormatTableFormatV6
 
 func (s *Store) pebbleOptions() *crdb.Options {
 	o := &crdb.Options{
-		FS:                          s.opts.FS,
+		FS:                          strictFS{s.opts.FS, s},
 		CacheSize:                   s.opts.CacheBytes,
 		MemTableSize:                uint64(s.opts.MemTableBytes),
 		MemTableStopWritesThreshold: 4,
@@ -81,6 +82,9 @@ func (s *Store) guarded(f func() error) error {
 	go func() {
 		ended := false
 		defer func() {
+			if r := recover(); r != nil {
+				s.health.die(fmt.Errorf("%w: database stopped, restart needed: %v", herald.ErrUnavailable, r))
+			}
 			if !ended {
 				done <- s.health.fatal()
 			}
@@ -123,10 +127,46 @@ func (l dbLogger) Errorf(format string, args ...any) {
 	l.s.log.Warn("pebble", zap.String("message", fmt.Sprintf(format, args...)))
 }
 
-func (l dbLogger) Fatalf(format string, args ...any) {
-	l.s.health.die(fmt.Errorf("%w: database stopped, restart needed: %s", herald.ErrUnavailable, fmt.Sprintf(format, args...)))
-	l.s.log.Error("database stopped, restart needed", zap.String("message", fmt.Sprintf(format, args...)))
+func (l dbLogger) Fatalf(format string, args ...any) { l.s.stopHere(fmt.Sprintf(format, args...)) }
+
+// stopHere ends the calling goroutine, which is Pebble's, and the database.
+func (s *Store) stopHere(why string) {
+	s.health.die(fmt.Errorf("%w: database stopped, restart needed: %s", herald.ErrUnavailable, why))
+	s.log.Error("database stopped, restart needed", zap.String("message", why))
 	runtime.Goexit()
+}
+
+// strictFS is the file system as Pebble sees it. Pebble panics when a folder
+// cannot be synced; here that is one more fatal error.
+type strictFS struct {
+	vfs.FS
+	s *Store
+}
+
+// OpenDir implements [vfs.FS].
+func (f strictFS) OpenDir(name string) (vfs.File, error) {
+	d, err := f.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return strictDir{d, f.s}, nil
+}
+
+// Unwrap implements [vfs.FS].
+func (f strictFS) Unwrap() vfs.FS { return f.FS }
+
+type strictDir struct {
+	vfs.File
+	s *Store
+}
+
+// Sync implements [vfs.File].
+func (d strictDir) Sync() error {
+	err := d.File.Sync()
+	if err != nil {
+		d.s.stopHere(fmt.Sprintf("sync of a folder: %v", err))
+	}
+	return err
 }
 
 // get reads a key into memory of its own.

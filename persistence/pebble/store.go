@@ -207,7 +207,7 @@ func open(dir string, opts Options, steps []migration) (_ *Store, err error) {
 }
 
 func (s *Store) start() {
-	for _, run := range []func(){s.journal.prepare, s.commits.run, s.keeper.run} {
+	for _, run := range []func(){s.journal.prepare, s.commits.run, s.commits.undertake, s.keeper.run} {
 		s.workers.Add(1)
 		go func() {
 			defer s.workers.Done()
@@ -222,8 +222,7 @@ func (s *Store) abort() {
 		s.commits.stop()
 		s.journal.shut()
 		close(s.stop)
-		s.workers.Wait()
-		s.journal.close()
+		s.wait()
 	}
 	if s.db != nil {
 		s.closePebble()
@@ -247,8 +246,7 @@ func (s *Store) Close() error {
 	s.readers.Wait()
 	close(s.stop)
 	s.journal.shut()
-	s.workers.Wait()
-	s.journal.close()
+	s.wait()
 	err := s.closePebble()
 	if lerr := s.lock.Close(); err == nil {
 		err = lerr
@@ -257,6 +255,23 @@ func (s *Store) Close() error {
 		return fmt.Errorf("close store: %w", readable(err))
 	}
 	return nil
+}
+
+// wait waits for the goroutines, then closes the journal's files. Those that
+// wait for a database that has died are left behind.
+func (s *Store) wait() {
+	all := make(chan struct{})
+	go func() { s.workers.Wait(); close(all) }()
+	select {
+	case <-all:
+	case <-s.health.died:
+		select {
+		case <-all:
+		case <-time.After(2 * lastRites):
+			return
+		}
+	}
+	s.journal.close()
 }
 
 // enter begins a read; leave ends it. Close waits in between.
