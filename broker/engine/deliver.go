@@ -72,6 +72,13 @@ func (e *Engine) end(c *client, env session.Env, w *listen.Worker, s *scratch) {
 	if fx.Read {
 		e.readInbox(c, fx)
 	}
+	if fx.Tidy {
+		fx.Tidy = false
+		b := &persistence.Batch{Lazy: true}
+		if c.core.MarkInto(env, b); !b.Empty() {
+			e.store.Commit(b, nil)
+		}
+	}
 	if len(fx.Settled) > 0 {
 		e.groups.settle(e, fx.Settled)
 		fx.Settled = fx.Settled[:0]

@@ -100,9 +100,17 @@ func (s *Session) MarkInto(env Env, b *persistence.Batch) {
 // Dirty tells whether there is anything new for MarkInto.
 func (s *Session) Dirty() bool { return s.durable && s.dirty }
 
-// mark returns the highest mark that passes neither an entry that is not
-// settled nor one that may still come, and what is settled above it.
+// mark returns what may be said to be settled.
 func (s *Session) mark(env Env) persistence.Mark {
+	s.advance(env)
+	slices.Sort(s.settled)
+	s.settled = slices.Compact(s.settled)
+	return persistence.Mark{Session: s.id, Low: s.low, Above: slices.Clone(s.settled)}
+}
+
+// advance moves low up to the highest ID that passes neither an entry that is
+// not settled nor one that may still come.
+func (s *Session) advance(env Env) {
 	low := env.Closed
 	if s.feed.state != live {
 		low = min(low, s.feed.pos)
@@ -113,16 +121,11 @@ func (s *Session) mark(env Env) persistence.Mark {
 			low = min(low, sl.id-1)
 		}
 	}
-	low = min(low, s.feed.lowest()-1)
-	low = max(low, s.low)
-	s.low = low
-	s.settled = slices.DeleteFunc(s.settled, func(id herald.ID) bool { return id <= low })
-	slices.Sort(s.settled)
-	s.settled = slices.Compact(s.settled)
+	s.low = max(s.low, min(low, s.feed.lowest()-1))
+	s.settled = slices.DeleteFunc(s.settled, func(id herald.ID) bool { return id <= s.low })
 	if s.feed.state == live {
 		s.feed.forget(env.Closed)
 	}
-	return persistence.Mark{Session: s.id, Low: low, Above: slices.Clone(s.settled)}
 }
 
 // Held tells whether the client's QoS 2 packet id is taken by a PUBLISH that

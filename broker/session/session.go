@@ -53,6 +53,9 @@ type Effects struct {
 	Sent   []persistence.Sent
 	Mark   *persistence.Mark
 	Ticket uint64
+	// Tidy: much has settled, so MarkInto should be called now rather than in
+	// its time, or the store keeps what nobody needs any more.
+	Tidy bool
 	// Settled are entries of groups' inboxes that are done with.
 	Settled []Settled
 	// Read asks for Page with what stands in the inbox behind After, at most
@@ -114,7 +117,8 @@ type Session struct {
 	ticket uint64  // of the newest request to store
 	stored uint64  // up to which requests are stored
 
-	settled []herald.ID // above the last mark, in the order in which they settled
+	settled []herald.ID // above low, in the order in which they settled
+	tidyAt  int         // length of settled at which it is tidied up next
 	done    []persistence.Sent
 	low     herald.ID // last mark
 	dirty   bool      // there is something to mark
@@ -327,6 +331,11 @@ func (s *Session) room(fx *Effects) int {
 func (s *Session) Pump(env Env, fx *Effects) {
 	if !s.attached {
 		return
+	}
+	if len(s.settled) > s.tidyAt {
+		s.advance(env)
+		s.tidyAt = max(maxSettled/16, 2*len(s.settled))
+		fx.Tidy = s.durable
 	}
 	for s.feed.pending.n > 0 && s.room(fx) > 0 {
 		it := s.feed.pending.front()
