@@ -25,6 +25,26 @@ var disconnectCases = []scenario{
 		},
 	},
 	{
+		// DISCONNECT ends it, whether or not the client closes its side: what is
+		// published afterwards is for a client that is away.
+		name: "disconnect_counts_at_once", v311: "3.14.4-3 3.1.2-5 3.3.1-1", v5: "3.14.4-3 3.1.2-23 3.3.1-1",
+		run: func(t *T) {
+			id, pub := t.id(), t.anyone()
+			c := t.client(connect{id: id, keep: true})
+			c.subscribe(filter{t.topic("a"), 2})
+			c.send(disconnect)
+			c.closed()
+			for qos := byte(1); qos < 3; qos++ {
+				pub.publish(publish{topic: t.topic("a"), payload: fmt.Sprint(qos), qos: qos})
+			}
+			for i, p := range t.client(connect{id: id, keep: true}).collect(2) {
+				if p.payload != fmt.Sprint(i+1) || p.dup {
+					t.Fatalf("got %+v, want DUP 0: it was never sent before", p)
+				}
+			}
+		},
+	},
+	{
 		name: "nothing_after_disconnect_is_processed", v311: "3.14.4-3", v5: "3.14.4-3",
 		run: func(t *T) {
 			sub, c := t.subscriber(filter{t.topic("a"), 0}), t.anyone()
@@ -37,13 +57,15 @@ var disconnectCases = []scenario{
 	{
 		name: "disconnect_with_reserved_bits", v311: "3.14.1-1 2.2.2-2", v5: "3.14.1-1 2.1.3-1 4.13.2-1", bad: true,
 		run: func(t *T) {
+			// A bad DISCONNECT is none: the wills are published.
+			watcher := t.subscriber(filter{t.topic("w"), 0})
 			for flags := byte(1); flags < 16; flags++ {
-				// A bad DISCONNECT is none: the will is published.
-				dying, watcher := watched(t, will{qos: 0}, connect{})
+				dying := t.client(connect{will: &will{topic: t.topic("w"), payload: "will"}})
 				dying.send([]byte{tDisconnect<<4 | flags, 0})
 				dying.refused(0x81)
+			}
+			for range 15 {
 				watcher.takePayloads("will")
-				watcher.leave()
 			}
 		},
 	},
@@ -447,7 +469,8 @@ var badConnectCases = []scenario{
 			c.send([]byte{tConnect << 4, 120}, str("MQTT"))
 			start := time.Now()
 			for time.Since(start) < broker.connectTime {
-				if _, err := c.conn.Write([]byte{byte(t.v)}); err != nil {
+				c.conn.SetWriteDeadline(time.Now().Add(patience))
+				if _, err := c.conn.Write([]byte{byte(t.v)}); gone(err) {
 					return // closed
 				}
 				c.conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))

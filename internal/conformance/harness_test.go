@@ -64,7 +64,7 @@ func runAll(m *testing.M) int {
 }
 
 // findBroker starts Herald, or takes the broker that the environment names.
-func findBroker() (stop func() error, err error) {
+func findBroker() (func() error, error) {
 	broker.addr, broker.ws = os.Getenv("HERALD_CONFORMANCE_ADDR"), os.Getenv("HERALD_CONFORMANCE_WS")
 	broker.connectTime = 13 * time.Second // Herald's default is 10 s
 	if broker.addr != "" {
@@ -75,14 +75,14 @@ func findBroker() (stop func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	stop, err = startHerald(dir)
+	end, err := startHerald(dir)
 	if err != nil {
 		os.RemoveAll(dir)
 		return nil, err
 	}
 	return func() error {
 		defer os.RemoveAll(dir)
-		return stop()
+		return end()
 	}, nil
 }
 

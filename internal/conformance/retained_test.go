@@ -53,6 +53,31 @@ var retainedCases = []scenario{
 		},
 	},
 	{
+		// Packets of one connection take effect in their order, also what is
+		// retained at QoS 0.
+		name: "there_for_the_next_packet_of_the_connection", v311: "3.3.1-5 3.3.1-6", v5: "3.3.1-5 3.3.1-9",
+		run: func(t *T) {
+			c := t.anyone()
+			for qos := range byte(3) {
+				topic := t.topic(fmt.Sprint(qos))
+				c.send(publish{topic: topic, payload: "kept", qos: qos, id: 1, retain: true}.bytes(t.v),
+					subscribe(t.v, 2, nil, filter{topic, 0}))
+				// SUBACK may overtake PUBACK and PUBREC, not the message.
+				for f := c.next(); ; f = c.next() {
+					if f.kind() != tPublish {
+						c.decode(f)
+						continue
+					}
+					if _, p := c.decode(f); p.payload != "kept" || !p.retain {
+						t.Errorf("QoS %d: got %+v", qos, p)
+					}
+					break
+				}
+				c.publish(publish{topic: topic, payload: "kept", retain: true})
+			}
+		},
+	},
+	{
 		name: "live_has_retain_0", v311: "3.3.1-9", v5: "3.3.1-12",
 		run: func(t *T) {
 			sub, pub := t.subscriber(filter{t.topic("a"), 2}), t.anyone()

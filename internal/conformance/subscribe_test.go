@@ -1,9 +1,6 @@
 package conformance
 
-import (
-	"fmt"
-	"strings"
-)
+import "fmt"
 
 var subscribeCases = []scenario{
 	{
@@ -103,11 +100,7 @@ var subscribeCases = []scenario{
 			for _, b := range bits {
 				c := t.anyone()
 				c.send(subscribe(t.v, 1, nil, filter{t.topic("a"), b}))
-				if b&0xC0 != 0 {
-					c.refused(0x81)
-				} else {
-					c.refused(0x82) // QoS 3 and retain handling 3 are protocol errors
-				}
+				c.refused()
 			}
 		},
 	},
@@ -218,11 +211,7 @@ var subscribeCases = []scenario{
 				t.Log(name)
 				c := t.anyone()
 				c.send(subscribe(t.v, 1, props, filter{t.topic("a"), 0}))
-				if strings.HasSuffix(name, "0") || strings.HasSuffix(name, "twice") {
-					c.refused(0x82)
-				} else {
-					c.refused(0x81)
-				}
+				c.refused()
 			}
 		},
 	},
@@ -306,10 +295,19 @@ var unsubscribeCases = []scenario{
 			sub.acked(tPubrel, two.id)
 			sub.drop()
 			sub = t.client(connect{id: id, keep: true})
-			if p := sub.message(); p.id != one.id || !p.dup {
-				t.Fatalf("got %+v, want the QoS 1 message again", p)
+			// PUBLISH and PUBREL have no order between them.
+			seen := map[byte]uint16{}
+			for range 2 {
+				f := sub.next()
+				a, p := sub.decode(f)
+				if f.kind() == tPublish && !p.dup {
+					t.Errorf("got %+v, want DUP 1", p)
+				}
+				seen[f.kind()] = a.id | p.id
 			}
-			sub.acked(tPubrel, two.id)
+			if seen[tPublish] != one.id || seen[tPubrel] != two.id {
+				t.Fatalf("resent %v, want PUBLISH %d and PUBREL %d", seen, one.id, two.id)
+			}
 			sub.send(ack(tPuback, one.id), ack(tPubcomp, two.id))
 			sub.silent()
 		},
