@@ -29,8 +29,9 @@ type Batch struct {
 	// subscriptions, window, inbox (not the will). The row is removed only if
 	// it still carries this SessionID.
 	Delete []Session
-	// Lazy: the batch may wait for the fsync of a later one. It is applied in
-	// its order all the same; done is called when it is queued.
+	// Lazy: the batch may wait for the fsync of a later one, a fraction of a
+	// second at most. It is applied, and done is called, in its order all the
+	// same.
 	Lazy bool
 }
 
@@ -42,7 +43,10 @@ func (b *Batch) Empty() bool {
 }
 
 // Spread puts every one of Messages into the inbox of every one of Targets. An
-// entry is idempotent: the same (session, ID) again changes nothing.
+// entry is idempotent: the same (session, ID) again changes nothing. Entries of
+// a session that has no row, and entries whose message has expired, may go
+// missing: so a session's row is put before, or with, the first thing that is
+// its own.
 type Spread struct {
 	Messages []*herald.Message
 	Targets  []Target
@@ -86,7 +90,9 @@ const (
 	Done Step = iota
 	// Published: PUBLISH may have been sent.
 	Published
-	// Released: PUBREC came, PUBREL may have been sent; the entry is settled.
+	// Released: PUBREC came, PUBREL may have been sent. It settles the entry
+	// in its inbox, like a mark does for that one ID: when PUBCOMP has come and
+	// the step is gone, too, an older mark must not bring the entry back.
 	Released
 )
 

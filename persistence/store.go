@@ -46,7 +46,7 @@ type Store interface {
 	// Inbox appends to dst the entries of a session's queue with
 	// after < ID ≤ upTo, by rising ID: at most limit entries, and no further
 	// one once their messages weigh more than maxBytes (at least one, if there
-	// is one). Entries at or below the session's saved mark may be missing.
+	// is one). Settled and expired entries may be missing.
 	Inbox(ctx context.Context, s herald.SessionID, after, upTo herald.ID, limit, maxBytes int, dst []Entry) ([]Entry, error)
 
 	// ScanSessions calls f for every session row, in no particular order, until
@@ -64,7 +64,8 @@ type Store interface {
 	// first; wills with Due 0 (the client is connected) only if connected.
 	Wills(ctx context.Context, now int64, connected bool, limit int) ([]Will, error)
 
-	// Retained returns the retained message of a topic, expired or not.
+	// Retained returns the retained message of a topic. One that has expired
+	// may be returned or be gone.
 	Retained(ctx context.Context, topic string) (*herald.Message, error)
 	// ScanRetained appends to dst up to limit retained messages, and no further
 	// one once they weigh more than maxBytes (at least one, if there is one),
