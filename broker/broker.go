@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -92,7 +93,7 @@ func (b *Broker) build() error {
 		return err
 	}
 	b.loop, err = listen.NewLoop(listen.LoopConfig{
-		MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
+		Pollers: pollers(), MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
 	}, b.engine)
 	if err != nil {
 		return err
@@ -175,3 +176,10 @@ func (b *Broker) Listening() []string {
 	}
 	return out
 }
+
+// pollers is the number of event loops: half the processors, at least one. The
+// other half is for commits, the collector of garbage, and the system's side of
+// the network; with a loop on every processor each wakes up more often and finds
+// less (two processors, 1,000 pairs at 20,000 messages a second: 24 µs of CPU a
+// message with two loops, 17 µs with one).
+func pollers() int { return max(1, runtime.GOMAXPROCS(0)/2) }
