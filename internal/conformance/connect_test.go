@@ -1,6 +1,9 @@
 package conformance
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 var connectCases = []scenario{
 	{
@@ -145,6 +148,15 @@ var connectCases = []scenario{
 			c := t.dial()
 			c.send(connect{id: t.id(), user: "u", tailRaw: str("pass")}.bytes(t.v))
 			c.unwelcome(badConnectCodes(t.v)...)
+		},
+	},
+	{
+		name: "empty_user_name_and_password", v311: "3.1.2-19 3.1.2-21", v5: "3.1.2-17 3.1.2-19",
+		run: func(t *T) {
+			_, a := t.open(connect{id: t.id(), flagsRaw: 0xC0, tailRaw: join(str(""), str(""))})
+			if !slices.Contains([]byte{0, 4, 5, 0x86, 0x87}, a.reason) { // well-formed, whether it is let in or not
+				t.Fatalf("CONNACK 0x%02x", a.reason)
+			}
 		},
 	},
 	{

@@ -124,7 +124,7 @@ type connect struct {
 
 	nameRaw  string
 	levelRaw byte
-	flagsRaw int // -1: computed and 0; otherwise XORed onto what is computed
+	flagsRaw int // XORed onto what is computed
 	tailRaw  []byte
 }
 
