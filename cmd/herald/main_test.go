@@ -48,6 +48,11 @@ func TestClientsWithMosquitto(t *testing.T) {
 	runScripts(t, "testdata/clients", func(ts *testscript.TestScript) { startMosquitto(ts, path) })
 }
 
+// The same scripts, and ours is the broker.
+func TestClientsWithHerald(t *testing.T) {
+	runScripts(t, "testdata/clients", func(ts *testscript.TestScript) { cmdServe(ts, false, nil) })
+}
+
 func runScripts(t *testing.T, dir string, broker func(*testscript.TestScript)) {
 	testscript.Run(t, testscript.Params{
 		Dir:      dir,
