@@ -57,7 +57,7 @@ var retainedCases = []scenario{
 		// retained at QoS 0.
 		name: "there_for_the_next_packet_of_the_connection", v311: "3.3.1-5 3.3.1-6", v5: "3.3.1-5 3.3.1-9",
 		run: func(t *T) {
-			for qos := range byte(3) {
+			for qos := range byte(2) { // at QoS 2 a server may wait for PUBREL
 				c, topic := t.anyone(), t.topic(fmt.Sprint(qos))
 				c.send(publish{topic: topic, payload: "kept", qos: qos, id: 1, retain: true}.bytes(t.v),
 					subscribe(t.v, 2, nil, filter{topic, 0}))
