@@ -271,6 +271,9 @@ func (e *Engine) detach(c *client, takeOver *wire.Connect) {
 		c.mu.Unlock()
 		return
 	}
+	// From here on deliveries pass the session by, while settleDown may wait for
+	// a commit: the mark must not pass what is delivered meanwhile.
+	env := e.env()
 	c.conn = nil
 	c.h.live.CompareAndSwap(c, nil)
 	ending := c.ending
@@ -279,7 +282,7 @@ func (e *Engine) detach(c *client, takeOver *wire.Connect) {
 	c.in = nil
 	c.pmu.Unlock()
 	c.settleDown()
-	e.putAway(c, ending, takeOver)
+	e.putAway(c, env, ending, takeOver)
 	e.clientsMu.Lock()
 	if e.clients[c.name] == c {
 		delete(e.clients, c.name)
@@ -289,8 +292,8 @@ func (e *Engine) detach(c *client, takeOver *wire.Connect) {
 }
 
 // putAway stores what is left of a session without a connection, or ends it,
-// and sees to its will.
-func (e *Engine) putAway(c *client, ending disconnect, takeOver *wire.Connect) {
+// and sees to its will. env is of the moment when deliveries stopped.
+func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver *wire.Connect) {
 	now := e.now()
 	row := c.row
 	if ending.hasExpiry {
@@ -317,7 +320,6 @@ func (e *Engine) putAway(c *client, ending disconnect, takeOver *wire.Connect) {
 			b.WillsGone = append(b.WillsGone, c.h.id)
 		}
 	}
-	env := e.env()
 	c.mu.Lock()
 	c.core.Detach(env, &b)
 	c.mu.Unlock()
