@@ -17,7 +17,12 @@ func TestMain(m *testing.M) {
 		play(role)
 		return
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if heraldDir != "" {
+			os.RemoveAll(heraldDir)
+		}
+		os.Exit(code)
+	}))
 }
 
 // quick is a run short enough to be one of many.

@@ -151,7 +151,7 @@ func (c *client) handshake(conn net.Conn, addr string) (*bufio.Reader, error) {
 	first := !c.established
 	c.attempts++
 	c.mu.Unlock()
-	conn.SetDeadline(time.Now().Add(connackTimeout))
+	_ = conn.SetDeadline(time.Now().Add(connackTimeout))
 	_, err := conn.Write(appendConnect(nil, connectOptions{
 		version: c.version, clientID: c.id, username: c.cfg.Username, password: c.cfg.Password,
 		keepAlive: keepAlive, sessionExpiry: sessionExpiry,
@@ -280,7 +280,7 @@ func (c *client) write(ctx context.Context, conn net.Conn) error {
 			buf = append(buf, typeDisconnect<<4, 0)
 		}
 		if len(buf) > 0 {
-			conn.SetWriteDeadline(now.Add(silence))
+			_ = conn.SetWriteDeadline(now.Add(silence))
 			if _, err := conn.Write(buf); err != nil || stopping {
 				return err
 			}
@@ -315,14 +315,14 @@ func (c *client) gather(b []byte, now time.Time) (_ []byte, next time.Time, boun
 // connection with FIN or RST.
 func (c *client) breakOff(conn net.Conn, b []byte) error {
 	if len(b) > 0 {
-		conn.SetWriteDeadline(time.Now().Add(time.Second))
-		conn.Write(b[:c.rng.IntN(len(b)+1)]) // whatever of it arrives
+		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = conn.Write(b[:c.rng.IntN(len(b)+1)]) // whatever of it arrives
 	} else if c.rng.IntN(2) == 0 {
-		conn.SetWriteDeadline(time.Now().Add(time.Second))
-		conn.Write([]byte{typePingreq << 4}) // half a packet
+		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = conn.Write([]byte{typePingreq << 4}) // half a packet
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok && c.rng.IntN(2) == 0 {
-		tcp.SetLinger(0)
+		_ = tcp.SetLinger(0)
 	}
 	return errDropped
 }
@@ -331,7 +331,7 @@ func (c *client) breakOff(conn net.Conn, b []byte) error {
 type deadlineReader struct{ net.Conn }
 
 func (d deadlineReader) Read(p []byte) (int, error) {
-	d.SetReadDeadline(time.Now().Add(silence))
+	_ = d.SetReadDeadline(time.Now().Add(silence))
 	return d.Conn.Read(p)
 }
 

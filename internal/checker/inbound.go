@@ -108,8 +108,8 @@ func (in *inbound) granted(topic string) (qos byte, ok bool) {
 func (in *inbound) subscribe(b []byte, c *client) []byte {
 	in.pendingID = c.out.newID(0)
 	for _, s := range c.ledger.streams {
-		if qos, ok := in.granted(s.name); ok {
-			in.aud.expect(s, min(qos, s.qos))
+		if _, ok := in.granted(s.name); ok {
+			in.aud.expect(s)
 		}
 	}
 	return appendSubscribe(b, c.version, in.pendingID, in.filters, in.subID)

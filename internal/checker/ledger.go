@@ -191,8 +191,7 @@ type audience struct {
 
 // arrivals is what one audience has seen of one stream.
 type arrivals struct {
-	after int  // what was begun after this sequence is due
-	qos   byte // at which it is due
+	after int // what was begun after this sequence is due
 	// first holds, by sequence - 1, the value of connects at the first
 	// arrival; 0: not yet.
 	first []uint32
@@ -204,13 +203,13 @@ type arrivals struct {
 	settled     int // drain: all before this index have arrived or are not due
 }
 
-// expect notes that s may arrive at a from now on, at qos: a SUBSCRIBE is
-// about to be sent, and PUBLISH may come before SUBACK.
-func (a *audience) expect(s *stream, qos byte) {
+// expect notes that s may arrive at a from now on: a SUBSCRIBE is about
+// to be sent, and PUBLISH may come before SUBACK.
+func (a *audience) expect(s *stream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.arrivals[s] == nil {
-		a.arrivals[s] = &arrivals{after: math.MaxInt, qos: qos, top: make(map[string]uint64)}
+		a.arrivals[s] = &arrivals{after: math.MaxInt, top: make(map[string]uint64)}
 	}
 }
 

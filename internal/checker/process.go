@@ -64,7 +64,7 @@ func (t *tail) Write(p []byte) (int, error) {
 		t.buf = append(t.buf[:0], t.buf[over:]...)
 	}
 	if t.log != nil {
-		t.log.Write(p)
+		_, _ = t.log.Write(p) // the tail has it
 	}
 	return len(p), nil
 }
@@ -179,7 +179,7 @@ func Probe(ctx context.Context, addr string) error {
 
 // exchange sends CONNECT, waits for CONNACK and sends DISCONNECT.
 func exchange(conn net.Conn, o connectOptions) error {
-	conn.SetDeadline(time.Now().Add(dialTimeout))
+	_ = conn.SetDeadline(time.Now().Add(dialTimeout))
 	if _, err := conn.Write(appendConnect(nil, o)); err != nil {
 		return err
 	}
@@ -246,7 +246,7 @@ func (p *Process) end(sig syscall.Signal) error {
 		return nil
 	case <-time.After(15 * time.Second):
 	}
-	cmd.Process.Kill()
+	_ = cmd.Process.Kill() // it may just have ended
 	<-exited
 	return fmt.Errorf("checker: %s did not end on %v within 15 s; its last output:\n%s", filepath.Base(p.Path), sig, p.tail.String())
 }

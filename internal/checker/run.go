@@ -109,7 +109,7 @@ func (c Config) withDefaults() (Config, error) {
 
 func randomUint64() uint64 {
 	var b [8]byte
-	crand.Read(b[:])
+	_, _ = crand.Read(b[:]) // never fails
 	return binary.BigEndian.Uint64(b[:])
 }
 
