@@ -132,7 +132,7 @@ func runIdle(ctx context.Context, e *Env, b *peer.Broker) (Sample, error) {
 	est := load.Establish{Target: b.Address, Spread: true}
 	err = est.Run(ctx, n, func(i int) load.Session {
 		return load.Session{ClientID: fmt.Sprintf("idle-%d", i), Clean: true}
-	}, func(_, fd int, _ bool, _ []byte) { fds = append(fds, fd) })
+	}, func(m load.Made) { fds = append(fds, m.FD) })
 	if err != nil {
 		return Sample{}, err
 	}
@@ -220,9 +220,9 @@ func runSessions(ctx context.Context, e *Env, b *peer.Broker) (Sample, error) {
 	est := load.Establish{Target: b.Address, Leave: true, Spread: true, Parallel: 128, Timeout: time.Minute}
 	err = est.Run(ctx, n, func(i int) load.Session {
 		return load.Session{ClientID: client(i), Filter: topic(i), QoS: 1}
-	}, func(i, _ int, _ bool, _ []byte) {
-		if i > 0 && i%100000 == 0 {
-			e.Log("%s: %d sessions after %.0f s", b.Name, i, time.Since(start).Seconds())
+	}, func(m load.Made) {
+		if m.Index > 0 && m.Index%100000 == 0 {
+			e.Log("%s: %d sessions after %.0f s", b.Name, m.Index, time.Since(start).Seconds())
 		}
 	})
 	if err != nil {

@@ -23,8 +23,8 @@ type client struct {
 // dial connects; s is one session without a filter.
 func dial(ctx context.Context, target string, protocol byte, s Session) (c *client, present bool, err error) {
 	est := Establish{Target: target, Protocol: protocol, Timeout: 5 * time.Second}
-	err = est.Run(ctx, 1, func(int) Session { return s }, func(_, fd int, p bool, rest []byte) {
-		c, present = &client{fd: fd, in: append([]byte(nil), rest...), buf: make([]byte, readSize)}, p
+	err = est.Run(ctx, 1, func(int) Session { return s }, func(m Made) {
+		c, present = &client{fd: m.FD, in: append([]byte(nil), m.Rest...), buf: make([]byte, readSize)}, m.Present
 	})
 	if err != nil {
 		return nil, false, err

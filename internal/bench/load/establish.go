@@ -19,6 +19,17 @@ type Session struct {
 	QoS      byte   // of the subscription
 }
 
+// Made is a connection that Establish has made.
+type Made struct {
+	Index   int
+	FD      int    // non-blocking; the callee's, unless Establish.Leave is set
+	Present bool   // session present
+	Rest    []byte // what the broker sent behind; valid during the call
+	// ReceiveMaximum is how many QoS 1 and 2 messages the broker takes
+	// unacknowledged [MQTT-3.3.4-7]; 65,535 if it does not say.
+	ReceiveMaximum int
+}
+
 // Establish makes many connections: CONNECT, and SUBSCRIBE where a session has
 // a filter, each acknowledged before the next step.
 type Establish struct {
@@ -50,6 +61,7 @@ type slot struct {
 	fd       int
 	index    int
 	present  bool
+	receive  int // maximum
 	session  Session
 	in       []byte
 	deadline time.Time
@@ -62,19 +74,16 @@ type establisher struct {
 	local   bool
 	slots   []slot
 	session func(int) Session
-	opened  func(index, fd int, present bool, rest []byte)
+	opened  func(Made)
 	buf     []byte
 	out     []byte
 	done    int
 }
 
 // Run makes n connections. session says what the i-th is; opened, when not
-// nil, is called for each that is made, with the session-present flag and with
-// what the broker sent behind the last acknowledgement, valid during the call.
-// Unless Leave is set, opened owns the descriptor (non-blocking). Both are
-// called from the goroutine of Run. On an error, connections that were not
-// handed over are closed.
-func (e Establish) Run(ctx context.Context, n int, session func(int) Session, opened func(index, fd int, present bool, rest []byte)) error {
+// nil, is called for each that is made. Both are called from the goroutine of
+// Run. On an error, connections that were not handed over are closed.
+func (e Establish) Run(ctx context.Context, n int, session func(int) Session, opened func(Made)) error {
 	if e.Protocol == 0 {
 		e.Protocol = 4
 	}
@@ -85,7 +94,7 @@ func (e Establish) Run(ctx context.Context, n int, session func(int) Session, op
 		e.Timeout = 20 * time.Second
 	}
 	if opened == nil {
-		opened = func(int, int, bool, []byte) {}
+		opened = func(Made) {}
 	}
 	to, local, err := resolve(e.Target)
 	if err != nil {
@@ -223,6 +232,12 @@ func (r *establisher) parse(s *slot) error {
 				return fmt.Errorf("refused with code %#x", code)
 			}
 			s.present = frame[body]&1 == 1
+			s.receive = 1<<16 - 1
+			if r.Protocol == 5 {
+				if s.receive, err = receiveMaximum(frame[body+2:]); err != nil {
+					return err
+				}
+			}
 			s.in = append(s.in[:0], s.in[size:]...)
 			if s.session.Filter == "" {
 				return r.made(s)
@@ -245,8 +260,9 @@ func (r *establisher) parse(s *slot) error {
 }
 
 func (r *establisher) made(s *slot) error {
+	m := Made{Index: s.index, FD: s.fd, Present: s.present, Rest: s.in, ReceiveMaximum: s.receive}
 	if r.Leave {
-		r.opened(s.index, s.fd, s.present, s.in)
+		r.opened(m)
 		s.step = stepLeave
 		r.out = append(r.out[:0], typeDisconnect, 0)
 		return r.write(s)
@@ -256,7 +272,7 @@ func (r *establisher) made(s *slot) error {
 	}
 	s.step = stepFree
 	r.done++
-	r.opened(s.index, s.fd, s.present, s.in)
+	r.opened(m)
 	return nil
 }
 

@@ -13,6 +13,9 @@ import (
 // delivers, counted over all subscribers: how many copies it sends.
 type fault func(n int) (copies int, swapWithNext bool)
 
+// fakeReceiveMaximum is less than the windows of the tests.
+const fakeReceiveMaximum = 7
+
 // fakeBroker is a broker for tests: exact topics, QoS of the publisher, the
 // handshakes of both sides, no sessions.
 type fakeBroker struct {
@@ -33,6 +36,7 @@ type fakeClient struct {
 	v5      bool
 	nextID  uint16
 	awaited map[uint16]byte // identifier → packet type that must come
+	open    int             // handshakes that this publisher has begun
 }
 
 func newFakeBroker(t *testing.T, f fault) *fakeBroker {
@@ -107,7 +111,7 @@ func (b *fakeBroker) packet(c *fakeClient, first byte, body, frame []byte) {
 	case typeConnect:
 		c.v5 = body[6] == 5
 		if c.v5 {
-			c.send([]byte{typeConnack, 3, 0, 0, 0})
+			c.send([]byte{typeConnack, 6, 0, 0, 3, 0x21, 0, fakeReceiveMaximum})
 		} else {
 			c.send([]byte{typeConnack, 2, 0, 0})
 		}
@@ -129,6 +133,7 @@ func (b *fakeBroker) packet(c *fakeClient, first byte, body, frame []byte) {
 		if first&0xf != 2 {
 			b.t.Errorf("PUBREL with flags %#x [MQTT-3.6.1-1]", first&0xf)
 		}
+		c.open--
 		c.send(appendAck(nil, typePubcomp, binary.BigEndian.Uint16(body)))
 	case typePuback, typePubrec, typePubcomp:
 		id := binary.BigEndian.Uint16(body)
@@ -184,11 +189,17 @@ func (b *fakeBroker) publish(c *fakeClient, first byte, body, frame []byte) {
 		}
 		s.send(out)
 	}
+	if p.qos > 0 {
+		if c.open++; c.v5 && c.open > fakeReceiveMaximum {
+			b.t.Errorf("%d messages unacknowledged, the receive maximum is %d [MQTT-3.3.4-7]", c.open, fakeReceiveMaximum)
+		}
+	}
 	if b.noAck {
 		return
 	}
 	switch p.qos {
 	case 1:
+		c.open--
 		c.send(appendAck(nil, typePuback, p.id))
 	case 2:
 		c.send(appendAck(nil, typePubrec, p.id))

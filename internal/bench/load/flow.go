@@ -54,10 +54,11 @@ type publisher struct {
 	window     int
 	ids        []byte // handshake state by packet identifier
 	handshakes bool   // QoS > 0
+	receive    int    // the broker's receive maximum
 }
 
 func newPublisher(c *Config, f *flow, ordinal int) *publisher {
-	p := &publisher{index: len(f.pubs), ordinal: ordinal, window: c.Window, handshakes: c.QoS > 0}
+	p := &publisher{index: len(f.pubs), ordinal: ordinal, window: c.Window, handshakes: c.QoS > 0, receive: 1<<16 - 1}
 	frame, idAt, payloadAt := appendPublish(nil, c.Protocol, c.QoS, false, f.topic, c.Payload)
 	stampPublisher(frame[payloadAt:], p.index)
 	p.stride, p.idAt, p.payloadAt = len(frame), idAt, payloadAt
@@ -89,10 +90,10 @@ func (p *publisher) ready() int {
 		p.received = least
 	}
 	settled := p.received
-	if p.handshakes {
-		settled = min(settled, p.acked)
+	if !p.handshakes {
+		return p.window - int(p.sent-settled)
 	}
-	return p.window - int(p.sent-settled)
+	return min(p.window-int(p.sent-min(settled, p.acked)), p.receive-int(p.sent-p.acked))
 }
 
 // fill patches up to n frames for sending and returns their bytes. dueAt gives

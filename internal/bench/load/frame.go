@@ -216,3 +216,44 @@ func parsePublish(protocol, first byte, body []byte) (p published, ok bool) {
 	p.payload = body[at:]
 	return p, true
 }
+
+// receiveMaximum finds it among the properties of a CONNACK.
+func receiveMaximum(b []byte) (int, error) {
+	n, w := uvarint(b)
+	if w == 0 || len(b) < w+n {
+		return 0, errMalformed
+	}
+	for b = b[w : w+n]; len(b) > 0; {
+		size := 0
+		switch b[0] {
+		case 0x24, 0x25, 0x28, 0x29, 0x2a:
+			size = 1
+		case 0x13, 0x21, 0x22:
+			size = 2
+		case 0x11, 0x27:
+			size = 4
+		case 0x12, 0x15, 0x16, 0x1a, 0x1c, 0x1f: // a string or bytes
+			if len(b) >= 3 {
+				size = 2 + int(binary.BigEndian.Uint16(b[1:]))
+			}
+		case 0x26: // two strings
+			if len(b) >= 3 {
+				size = 2 + int(binary.BigEndian.Uint16(b[1:]))
+			}
+			if len(b) >= size+3 {
+				size += 2 + int(binary.BigEndian.Uint16(b[size+1:]))
+			}
+		}
+		if size == 0 || len(b) < 1+size {
+			return 0, errMalformed
+		}
+		if b[0] == 0x21 {
+			if v := int(binary.BigEndian.Uint16(b[1:])); v > 0 {
+				return v, nil
+			}
+			return 0, errMalformed
+		}
+		b = b[1+size:]
+	}
+	return 1<<16 - 1, nil
+}

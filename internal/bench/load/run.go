@@ -101,8 +101,12 @@ func (r *runner) connect(ctx context.Context) error {
 	}
 	var addErr error
 	est := Establish{Target: c.Target, Protocol: c.Protocol}
-	err := est.Run(ctx, len(r.conns), r.session, func(i, fd int, _ bool, rest []byte) {
-		if err := owner[r.conns[i].flow].add(r.conns[i], fd, rest); err != nil {
+	err := est.Run(ctx, len(r.conns), r.session, func(m Made) {
+		c := r.conns[m.Index]
+		if c.pub != nil {
+			c.pub.receive = m.ReceiveMaximum
+		}
+		if err := owner[c.flow].add(c, m.FD, m.Rest); err != nil {
 			addErr = err
 		}
 	})

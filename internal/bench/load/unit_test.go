@@ -93,13 +93,36 @@ func TestEstablish(t *testing.T) {
 	est := Establish{Target: b.addr(), Leave: true, Spread: true, Parallel: 8}
 	err := est.Run(t.Context(), 300, func(int) Session {
 		return Session{ClientID: "c", Filter: "f", QoS: 1}
-	}, func(_, _ int, present bool, rest []byte) {
+	}, func(m Made) {
 		made++
-		if present || len(rest) > 0 {
+		if m.Present || len(m.Rest) > 0 {
 			t.Error("a session or a message out of nothing")
 		}
 	})
 	if err != nil || made != 300 {
 		t.Errorf("%d made, error %v", made, err)
+	}
+}
+
+func TestReceiveMaximum(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		data []byte
+		want int
+		bad  bool
+	}{
+		{"none", []byte{0}, 65535, false},
+		{"alone", []byte{3, 0x21, 0, 20}, 20, false},
+		{"behind others", []byte{17, 0x27, 0, 1, 0, 0, 0x26, 0, 1, 'a', 0, 1, 'b', 0x25, 1, 0x21, 1, 0}, 256, false},
+		{"zero", []byte{3, 0x21, 0, 0}, 0, true},
+		{"cut off", []byte{2, 0x21, 0}, 0, true},
+		{"unknown", []byte{1, 0x7f}, 0, true},
+		{"length cut off", []byte{9, 0x21}, 0, true},
+		{"string cut off", []byte{4, 0x12, 0, 9, 'a'}, 0, true},
+	} {
+		got, err := receiveMaximum(c.data)
+		if got != c.want || (err != nil) != c.bad {
+			t.Errorf("%s: %d, error %v", c.name, got, err)
+		}
 	}
 }
