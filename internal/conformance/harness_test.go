@@ -114,6 +114,7 @@ log: {level: warn}
 	var logs lockedBuffer
 	cmd := exec.Command(bin, "serve", "--config", config)
 	cmd.Stdout, cmd.Stderr = &logs, &logs
+	dieWithUs(cmd)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -162,6 +163,9 @@ log: {level: warn}
 		}
 	}, nil
 }
+
+// dieWithUs ties a process to this one, where the system can.
+var dieWithUs = func(*exec.Cmd) {}
 
 // freePorts finds ports that nobody listens on now.
 func freePorts(n int) ([]int, error) {
