@@ -99,6 +99,7 @@ environment refused. One line on standard error says why.`,
 	root.AddCommand(
 		newServeCommand(openNode),
 		newConfigCommand(),
+		newSchemaCommand(),
 		newPubCommand(),
 		newSubCommand(),
 		newBenchCommand(),
