@@ -134,9 +134,18 @@ func (l *Listener) handshake(nc net.Conn) {
 
 // begin starts a connection whose handshakes are done.
 func (l *Listener) begin(nc net.Conn, s *socket, state *tls.ConnectionState) {
-	c := l.newStream(nc, s, state, s.since)
-	l.forget(s)
-	l.loop.own.Go(c.stream.run)
+	remote := nc.RemoteAddr()
+	l.mu.Lock()
+	closed := l.closed // then Loop.Stop may have ended all connections already
+	if !closed {
+		delete(l.young, s)
+		c := l.newStream(nc, s, remote, state, s.since)
+		l.loop.own.Go(c.stream.run)
+	}
+	l.mu.Unlock()
+	if closed {
+		_ = s.Close()
+	}
 }
 
 // remember notes a socket that is in its handshake, so that Close can end it;

@@ -40,10 +40,9 @@ func (c *Conn) CloseAfter(w *Worker, b []byte) {
 	o.mu.Unlock()
 	if broken {
 		c.dead.Store(true)
-		c.post()
-		return
 	}
-	if w == nil {
+	c.post() // the owner tells the engine
+	if w == nil && !broken {
 		w = workers.Get().(*Worker)
 		c.flush(w, false)
 		w.Flush()
@@ -119,20 +118,30 @@ func (c *Conn) releaseIn() {
 	}
 }
 
+// tell calls Handler.Closed, once: nothing of c is processed any more. The owner
+// calls it while no worker runs.
+func (c *Conn) tell() {
+	if c.told {
+		return
+	}
+	c.told = true
+	c.releaseIn()
+	c.loop.wg.Go(func() {
+		defer c.recovered("Closed")
+		c.loop.handler.Closed(c)
+	})
+}
+
 // gone is the last thing done for a connection by its owner.
 func (c *Conn) gone() {
-	c.releaseIn()
+	c.tell()
 	c.ReleaseConnect()
 	c.loop.slots.remove(c.slot)
 	if c.stream == nil { // else the socket counts itself
 		c.lis.conns.Add(-1)
 	}
 	c.loop.counts.conns.Add(-1)
-	go func() {
-		defer c.loop.wg.Done()
-		defer c.recovered("Closed")
-		c.loop.handler.Closed(c)
-	}()
+	c.loop.wg.Done()
 }
 
 // recovered is deferred around code that is not this package's: a panic ends the

@@ -53,6 +53,7 @@ type Conn struct {
 	hup        bool
 	eof        bool
 	registered bool // mochi's EstablishConnection was run
+	told       bool // Handler.Closed was called
 	ended      bool // torn down
 	client     clientState
 

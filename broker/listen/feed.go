@@ -61,6 +61,9 @@ func (c *Conn) feed(w *Worker, b []byte) (done, frame int, v verdict) {
 			return pos, 0, halted
 		}
 		if b[pos] == pingreq {
+			if !c.mayAnswer() {
+				return pos, 0, halted
+			}
 			c.End(w, append(c.Begin(), pingresp, 0)) // [MQTT-3.12.4-1]
 			pos += n
 			start = pos

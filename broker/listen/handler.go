@@ -29,13 +29,14 @@ type Handler interface {
 	// [Conn.Version] is 0, that CONNECT did not come in time. The handler is to
 	// call [Conn.CloseAfter]; if it does not, the connection is shut down.
 	Timeout(c *Conn, w *Worker)
-	// Drained says that less than half of the bound waits to be written, after
-	// it had been exceeded. It may come in the same moment in which another
-	// goroutine sees [Conn.Room] negative: who decides to wait for Drained looks
-	// at Room once more after having noted that it waits.
+	// Drained says that less than a quarter of the bound waits to be written,
+	// after it had been half or more. It may come in the same moment in which
+	// another goroutine sees that [Conn.Room] is not enough: who decides to wait
+	// for Drained looks at Room once more after having noted that it waits.
 	Drained(c *Conn, w *Worker)
 	// Closed is the last call for c, exactly once for every connection that
 	// was accepted, on a goroutine of its own; Drained alone may still overlap
-	// it. It may block. The memory of c.User is the engine's to let go.
+	// it. It may block. It comes when nothing of c will be processed any more:
+	// the client's last bytes, and the socket, may take two seconds longer.
 	Closed(c *Conn)
 }

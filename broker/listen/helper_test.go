@@ -312,3 +312,11 @@ func subscribeFrame(id uint16) []byte {
 }
 
 func subackFrame(id uint16) []byte { return []byte{0x90, 3, byte(id >> 8), byte(id), 0} }
+
+func portOf(addr string) int {
+	a, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		panic(err)
+	}
+	return a.Port
+}

@@ -121,14 +121,20 @@ func (l *Loop) begin(c *Conn) {
 func (l *Loop) Each(f func(*Conn)) { l.slots.each(f) }
 
 // Stop ends every connection, waits until Handler.Closed has returned for each,
-// and ends the goroutines. Listeners must have been closed. If ctx ends first,
-// it returns the context's error and leaves the rest running.
+// and ends the goroutines. A connection for which CloseAfter was called gets the
+// time to take what it is told, two seconds at most. Listeners must have been
+// closed. If ctx ends first, it returns the context's error and leaves the rest
+// running.
 func (l *Loop) Stop(ctx context.Context) error {
 	if !l.started.Load() {
 		l.closePollers()
 		return nil
 	}
-	l.Each((*Conn).Shutdown)
+	l.Each(func(c *Conn) {
+		if !c.stopped.Load() {
+			c.Shutdown()
+		}
+	})
 	gone := make(chan struct{})
 	go func() {
 		l.wg.Wait()

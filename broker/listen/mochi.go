@@ -90,6 +90,7 @@ func (c *Conn) serve() {
 			c.releaseIn()
 		}
 		again := c.in != nil
+		c.heard.Store(c.loop.now.Load()) // nobody listened meanwhile
 		c.worker.Store(false)
 		if again || c.more.Load() || c.stopped.Load() {
 			c.post()

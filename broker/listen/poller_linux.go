@@ -319,7 +319,7 @@ func (p *poller) finished(c *Conn) {
 
 // discard throws away what arrives while the connection closes.
 func (p *poller) discard(c *Conn) {
-	c.releaseIn()
+	c.tell()
 	for round := 0; c.more.Load() && !c.eof; round++ {
 		if round == readRounds {
 			c.post()

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"net/netip"
 	"os"
 	"time"
 )
@@ -34,15 +33,10 @@ const (
 var past = time.Unix(1, 0)
 
 // newStream counts nothing in: the caller has admitted the socket.
-func (l *Listener) newStream(nc, raw net.Conn, state *tls.ConnectionState, since uint32) *Conn {
+func (l *Listener) newStream(nc, raw net.Conn, remote net.Addr, state *tls.ConnectionState, since uint32) *Conn {
 	loop := l.loop
 	c := &Conn{loop: loop, lis: l}
-	c.stream = &stream{c: c, nc: nc, raw: raw, remote: nc.RemoteAddr(), tls: state, signal: make(chan struct{}, 1), hint: streamReadMin}
-	if a, ok := c.stream.remote.(*net.TCPAddr); ok {
-		c.peer = a.AddrPort()
-	} else {
-		c.peer = netip.AddrPort{}
-	}
+	c.stream = &stream{c: c, nc: nc, raw: raw, remote: remote, tls: state, signal: make(chan struct{}, 1), hint: streamReadMin}
 	c.out.fd = -1
 	c.heard.Store(since)
 	loop.begin(c)
@@ -174,7 +168,7 @@ func (s *stream) guard(where string, f func()) {
 // shuts the connection down if that takes too long.
 func (s *stream) drain() {
 	c := s.c
-	c.releaseIn()
+	c.tell()
 	scratch := getBuffer(2 << 10)
 	defer putBuffer(scratch)
 	for !c.dead.Load() {
@@ -221,7 +215,7 @@ func (s *stream) flusher() {
 		}
 		o.head, o.buf = o.buf, nil
 		b := o.head.b
-		o.hint = len(b)
+		o.learn(len(b))
 		o.mu.Unlock()
 		_, err := s.nc.Write(b)
 		c.loop.shared.writes.Add(1)
@@ -232,7 +226,7 @@ func (s *stream) flusher() {
 		} else {
 			c.loop.shared.bytesOut.Add(int64(len(b)))
 			c.lis.bytesOut.Add(int64(len(b)))
-			if left := o.pending.Add(int64(-len(b))); o.over && left < c.loop.cfg.WriteBound/2 {
+			if left := o.pending.Add(int64(-len(b))); o.over && left < c.loop.cfg.WriteBound/4 {
 				o.over, drained = false, true
 			}
 			putBuffer(o.head)

@@ -21,7 +21,7 @@ type outgoing struct {
 	writing bool    // somebody is in write(2), or a flusher runs
 	blocked bool    // the kernel took less than all: waits for EPOLLOUT
 	retry   bool    // EPOLLOUT came while somebody was writing
-	over    bool    // the bound was exceeded
+	over    bool    // half of the bound was reached
 	closing bool    // nothing may be appended; shut down when all is written
 	shut    bool    // that has been done
 	broken  bool    // the peer takes nothing any more
@@ -79,15 +79,15 @@ func (c *Conn) endLocked(b []byte) bool {
 		o.buf = nil
 		return false
 	}
-	if added > 0 && o.pending.Add(int64(added)) > c.loop.cfg.WriteBound {
+	if added > 0 && o.pending.Add(int64(added)) >= c.loop.cfg.WriteBound/2 {
 		o.over = true
 	}
 	return true
 }
 
 // Room is how many bytes may be appended until the bound; negative when it is
-// exceeded. It is not enforced: the engine stops at 0 and waits for
-// [Handler.Drained], which comes only after the bound was exceeded.
+// exceeded. It is not enforced: the engine stops when there is none left, or not
+// enough, and waits for [Handler.Drained].
 func (c *Conn) Room() int { return int(c.loop.cfg.WriteBound - c.out.pending.Load()) }
 
 // Flush writes everything that was appended by this worker: one write per
@@ -95,6 +95,9 @@ func (c *Conn) Room() int { return int(c.loop.cfg.WriteBound - c.out.pending.Loa
 func (w *Worker) Flush() {
 	for i := 0; i < len(w.dirty); i++ { // Drained may add to it
 		c := w.dirty[i]
+		if c == nil {
+			continue // an earlier Flush ended in a panic here
+		}
 		w.dirty[i] = nil
 		c.flush(w, true)
 	}
@@ -141,7 +144,7 @@ func (c *Conn) writeLocked(w *Worker) (drained bool) {
 				break
 			}
 			o.head, o.at, o.buf = o.buf, 0, nil
-			o.hint = len(o.head.b)
+			o.learn(len(o.head.b))
 		}
 		o.retry = false
 		fd, b := o.fd, o.head.b[o.at:]
@@ -155,7 +158,7 @@ func (c *Conn) writeLocked(w *Worker) (drained bool) {
 		o.mu.Lock()
 		if wrote > 0 {
 			o.at += wrote
-			if left := o.pending.Add(int64(-wrote)); o.over && left < c.loop.cfg.WriteBound/2 {
+			if left := o.pending.Add(int64(-wrote)); o.over && left < c.loop.cfg.WriteBound/4 {
 				o.over, drained = false, true
 			}
 		}
@@ -219,17 +222,29 @@ func (c *Conn) writable(w *Worker) {
 	o.mu.Unlock()
 }
 
+// learn chooses the size of the next buffer: what the last write took; after
+// one that was far greater, by halves.
+func (o *outgoing) learn(n int) { o.hint = min(max(n, o.hint/2), 64<<10) }
+
 var errClosed = net.ErrClosed
 
 // errSlow: a client makes the broker answer and does not read the answers.
 var errSlow = errors.New("client does not read")
 
+// mayAnswer ends a connection on which twice the bound waits.
+func (c *Conn) mayAnswer() bool {
+	if int64(-c.Room()) > c.loop.cfg.WriteBound {
+		c.Shutdown()
+		return false
+	}
+	return true
+}
+
 // Write is mochi's: it appends and flushes at once.
 func (c *Conn) Write(p []byte) (int, error) {
 	w := workers.Get().(*Worker)
 	defer workers.Put(w)
-	if int64(-c.Room()) > c.loop.cfg.WriteBound {
-		c.Shutdown()
+	if !c.mayAnswer() {
 		return 0, errSlow
 	}
 	if c.stopped.Load() && c.dead.Load() {
