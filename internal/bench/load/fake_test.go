@@ -28,6 +28,7 @@ type fakeBroker struct {
 	delivered int
 	swapped   map[*fakeClient][]byte
 	noAck     bool // publishers get no acknowledgement
+	misroute  bool // topics are taken for each other
 }
 
 type fakeClient struct {
@@ -160,7 +161,15 @@ func (b *fakeBroker) publish(c *fakeClient, first byte, body, frame []byte) {
 		b.t.Error("fake broker: malformed PUBLISH")
 		return
 	}
-	for _, s := range b.subs[string(p.topic)] {
+	to := b.subs[string(p.topic)]
+	if b.misroute {
+		for topic, subs := range b.subs {
+			if topic != string(p.topic) {
+				to = subs
+			}
+		}
+	}
+	for _, s := range to {
 		copies, swap := 1, false
 		if b.fault != nil {
 			copies, swap = b.fault(b.delivered)

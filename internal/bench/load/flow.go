@@ -8,6 +8,7 @@ import "encoding/binary"
 // one loop.
 type flow struct {
 	topic string
+	index int // of the topic
 	pubs  []*publisher
 	subs  []*subscriber
 	dirty bool // something was received or acknowledged since the last pump
@@ -60,7 +61,7 @@ type publisher struct {
 func newPublisher(c *Config, f *flow, ordinal int) *publisher {
 	p := &publisher{index: len(f.pubs), ordinal: ordinal, window: c.Window, handshakes: c.QoS > 0, receive: 1<<16 - 1}
 	frame, idAt, payloadAt := appendPublish(nil, c.Protocol, c.QoS, false, f.topic, c.Payload)
-	stampPublisher(frame[payloadAt:], p.index)
+	stampPublisher(frame[payloadAt:], f.index, p.index)
 	p.stride, p.idAt, p.payloadAt = len(frame), idAt, payloadAt
 	run := min(c.Window, max(1, maxRun/p.stride))
 	p.frames = make([]byte, 0, run*p.stride)
@@ -153,13 +154,15 @@ type subscriber struct {
 	// that a PUBLISH sent again is not counted twice [MQTT-4.3.3].
 	held    []uint64
 	qos     byte   // of the subscription
+	size    int    // of a payload
+	mark    uint32 // its first four bytes
 	wrong   uint64 // messages at another QoS
 	badAcks uint64
 	foreign uint64 // messages that are not of this run
 }
 
 func newSubscriber(c *Config, f *flow) *subscriber {
-	s := &subscriber{from: make([]order, len(f.pubs)), qos: c.QoS}
+	s := &subscriber{from: make([]order, len(f.pubs)), qos: c.QoS, size: c.Payload, mark: payloadMagic<<16 | uint32(uint16(f.index))}
 	if c.QoS == 2 {
 		s.held = make([]uint64, 1<<16/64)
 	}
@@ -189,7 +192,7 @@ func (s *subscriber) message(p published, acks []byte) (_ []byte, stamp int64, f
 		}
 		*word |= bit
 	}
-	if len(p.payload) < MinPayload || binary.BigEndian.Uint16(p.payload) != payloadMagic {
+	if len(p.payload) != s.size || binary.BigEndian.Uint32(p.payload) != s.mark {
 		s.foreign++
 		return acks, 0, false
 	}

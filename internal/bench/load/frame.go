@@ -30,12 +30,13 @@ var errMalformed = errors.New("malformed packet from the broker")
 // A payload:
 //
 //	0      2           4     8          16         24
-//	| magic | reserved | pub | sequence | due (ns) | filling ...
+//	| magic | topic    | pub | sequence | due (ns) | filling ...
 //
-// pub is the publisher's index in its topic, due the nanoseconds since the
-// start of the run.
-func stampPublisher(payload []byte, pub int) {
+// topic is the number of the topic (its low 16 bits), pub the publisher's index
+// in it, due the nanoseconds since the start of the run.
+func stampPublisher(payload []byte, topic, pub int) {
 	binary.BigEndian.PutUint16(payload, payloadMagic)
+	binary.BigEndian.PutUint16(payload[2:], uint16(topic))
 	binary.BigEndian.PutUint32(payload[4:], uint32(pub))
 }
 

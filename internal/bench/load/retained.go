@@ -32,7 +32,7 @@ func Retain(ctx context.Context, target string, protocol byte, prefix string, n 
 		for i := at; i < end; i++ {
 			frame, idAt, from := appendPublish(nil, protocol, 1, true, retainedTopic(prefix, i), 64)
 			binary.BigEndian.PutUint16(frame[idAt:], uint16(i-at+1))
-			stampPublisher(frame[from:], 0)
+			stampPublisher(frame[from:], 0, 0)
 			binary.BigEndian.PutUint64(frame[from+8:], uint64(i))
 			out = append(out, frame...)
 		}

@@ -77,7 +77,7 @@ func (r *runner) connect(ctx context.Context) error {
 	flows := make([]*flow, c.Topics)
 	owner := make(map[*flow]*loop, c.Topics)
 	for i := range flows {
-		flows[i] = &flow{topic: fmt.Sprintf("%s/%d", r.tag, i)}
+		flows[i] = &flow{topic: fmt.Sprintf("%s/%d", r.tag, i), index: i}
 		l := r.loops[i%threads]
 		l.flows = append(l.flows, flows[i])
 		owner[flows[i]] = l

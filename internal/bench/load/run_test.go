@@ -151,6 +151,18 @@ func TestDuplicateIsReported(t *testing.T) {
 	}
 }
 
+// A message that a broker hands to the subscribers of another topic does not
+// count as theirs.
+func TestMisroutedIsForeign(t *testing.T) {
+	b := newFakeBroker(t, nil)
+	b.set(func() { b.misroute = true })
+	r, err := Run(t.Context(), small(b.addr(), 0))
+	var stall *StallError
+	if !errors.As(err, &stall) || r.Delivered != 0 || r.Foreign == 0 {
+		t.Errorf("error %v, result %+v, want only foreign messages", err, r)
+	}
+}
+
 func TestReorderIsReported(t *testing.T) {
 	b := newFakeBroker(t, func(n int) (int, bool) { return 1, n == 1000 })
 	c := small(b.addr(), 1)
