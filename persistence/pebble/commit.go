@@ -269,8 +269,10 @@ func (c *committer) store(g *group) error {
 	if err != nil {
 		return err
 	}
+	s.applier.Add(1)
 	s.applying.Lock()
 	defer s.applying.Unlock()
+	s.applier.Add(-1)
 	for i := range g.batches {
 		if err = s.apply.apply(g.batches[i].b, at.seg, true); err != nil {
 			break

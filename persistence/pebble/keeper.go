@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -36,8 +37,8 @@ const (
 	// keepSealed is the number of full segments whose entries stay in memory.
 	keepSealed = 2
 	// spillItems and spillBytes bound what is moved while commits wait.
-	spillItems = 512
-	spillBytes = 256 << 10
+	spillItems = 256
+	spillBytes = 128 << 10
 	// sweepEntries bounds one batch of deletions.
 	sweepEntries = 4096
 	// grace is how long what has expired is kept: clocks differ.
@@ -167,6 +168,10 @@ func (k *keeper) spill(seg uint64) error {
 	sessions := k.s.tails.old(seg)
 	k.paid = make(map[herald.ID]struct{})
 	for len(sessions) > 0 {
+		// A mutex is not fair within a millisecond.
+		for k.s.applier.Load() > 0 {
+			runtime.Gosched()
+		}
 		rest, err := k.spillSome(sessions, seg)
 		if err != nil {
 			return err

@@ -52,9 +52,3 @@ func TestStore(t *testing.T) {
 		})
 	})
 }
-
-func BenchmarkStore(b *testing.B) {
-	storetest.Benchmark(b, storetest.Driver{
-		Open: func(t testing.TB) persistence.Store { return mustOpen(t, t.TempDir(), Options{}) },
-	})
-}

@@ -126,7 +126,8 @@ type Store struct {
 	// moves entries from tails to Pebble, so that what is settled in between
 	// cannot come back.
 	applying sync.Mutex
-	apply    applier // guarded by applying
+	applier  atomic.Int32 // the writer waits for applying; the keeper lets it pass
+	apply    applier      // guarded by applying
 	tails    tails
 
 	maxID    atomic.Uint64
