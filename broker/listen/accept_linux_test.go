@@ -38,6 +38,8 @@ func TestSocketOptionsAreInherited(t *testing.T) {
 	b := start(t, Config{}, LoopConfig{}, nil, nil)
 	b.connect()
 	b.loop.Each(func(c *Conn) {
+		c.out.mu.Lock()
+		defer c.out.mu.Unlock()
 		for _, o := range [][3]int{{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 120}} {
 			v, err := unix.GetsockoptInt(c.out.fd, o[0], o[1])
 			require.NoError(t, err)
