@@ -51,12 +51,12 @@ func (s sessions) Unsubscribe(c net.Conn, r hook.Request) {
 func (s sessions) Disconnected(c net.Conn, reason byte, expiry uint32, hasExpiry bool) error {
 	err := s.e.Disconnected(c.(*listen.Conn), reason, expiry, hasExpiry)
 	if err != nil {
-		s.Refuse(c, wire.ReasonProtocol, err.Error())
+		s.Refuse(c, wire.ReasonProtocol)
 	}
 	return err
 }
 
-func (s sessions) Refuse(c net.Conn, reason byte, text string) {
+func (s sessions) Refuse(c net.Conn, reason byte) {
 	conn := c.(*listen.Conn)
-	conn.CloseAfter(nil, wire.AppendDisconnect(nil, conn.Version(), reason, text, ""))
+	conn.CloseAfter(nil, wire.AppendDisconnect(nil, conn.Version(), reason, "", ""))
 }

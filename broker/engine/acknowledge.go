@@ -102,5 +102,6 @@ func (c *client) fail(reason byte, w *listen.Worker) {
 	c.pmu.Unlock()
 	if in != nil {
 		in.CloseAfter(w, wire.AppendDisconnect(nil, c.version, reason, "", ""))
+		c.e.abandon(in)
 	}
 }

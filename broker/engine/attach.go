@@ -234,16 +234,17 @@ func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) {
 	<-old.gone
 }
 
-// Disconnected notes what a client's DISCONNECT says; the connection's end
-// follows. It returns an error if the client broke the protocol.
+// Disconnected carries out a client's DISCONNECT: the session is put away before
+// it returns, however long the connection takes to close. It returns an error if
+// the client broke the protocol.
 func (e *Engine) Disconnected(conn *listen.Conn, reason byte, expiry uint32, hasExpiry bool) error {
 	c, _ := conn.User().(*client)
 	if c == nil {
 		return nil
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if hasExpiry && c.row.ExpiryInterval == 0 && expiry > 0 {
+		c.mu.Unlock()
 		return errExpiry // [MQTT-3.14.2-2]
 	}
 	if e.cfg.ExpiryMax > 0 {
@@ -251,7 +252,23 @@ func (e *Engine) Disconnected(conn *listen.Conn, reason byte, expiry uint32, has
 	}
 	c.ending.clean = reason != wire.ReasonDisconnectWill // [MQTT-3.14.4-3]
 	c.ending.expiry, c.ending.hasExpiry = expiry, hasExpiry
+	c.mu.Unlock()
+	e.detach(c, nil)
 	return nil
+}
+
+// abandon puts a session away whose connection is being closed by the broker,
+// without waiting for the peer to see it, nor for the store.
+func (e *Engine) abandon(conn *listen.Conn) {
+	c, _ := conn.User().(*client)
+	if c == nil || e.stopping.Load() {
+		return // Closed comes
+	}
+	e.bg.Add(1)
+	go func() {
+		defer e.bg.Done()
+		e.detach(c, nil)
+	}()
 }
 
 var errExpiry = &wire.Error{Reason: wire.ReasonProtocol, Text: "session expiry interval set in DISCONNECT after 0 in CONNECT"}
@@ -321,8 +338,23 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 		}
 	}
 	c.mu.Lock()
-	c.core.Detach(env, &b)
+	back := c.core.Detach(env, &b)
+	var settled, unknown []session.Settled
+	if ends {
+		var more []session.Settled
+		more, settled, unknown = c.core.Unacknowledged()
+		back = append(back, more...)
+	}
+	subs := make([]persistence.Subscription, 0, len(c.subs))
+	for _, s := range c.subs {
+		subs = append(subs, s.Subscription)
+	}
 	c.mu.Unlock()
+	defer func() {
+		more, over := e.groups.begun(e, unknown, subs)
+		e.groups.settle(e, append(settled, over...))
+		e.groups.takeBack(e, append(back, more...))
+	}()
 	if !ends {
 		row.Disconnected = now
 		row.Expires = 0
@@ -358,22 +390,15 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 
 // endClient ends the session of a client whose connection is gone.
 func (e *Engine) endClient(c *client, row persistence.Session) {
-	w := listen.NewWorker()
 	for _, sub := range c.subs {
 		e.unroute(c.h, sub.Filter)
 	}
-	c.mu.Lock()
-	back := make(map[herald.SessionID][]herald.ID)
-	c.core.Unacknowledged(func(src herald.SessionID, id herald.ID) { back[src] = append(back[src], id) })
-	c.mu.Unlock()
-	e.groups.takeBack(e, back, w)
 	if c.core.Durable() {
 		if err := e.commit(&persistence.Batch{Delete: []persistence.Session{row}}); err != nil {
 			e.log.Error("ending a session", sessionField(row.ID), errField(err))
 		}
 	}
 	e.dropHandle(row.ID)
-	w.Flush()
 }
 
 // endAtRest ends a session that nobody is connected to.
@@ -398,17 +423,15 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 	for _, sub := range subs {
 		e.unroute(h, sub.Filter)
 	}
-	back := make(map[herald.SessionID][]herald.ID)
+	var held []session.Settled
 	for _, s := range win.Sent {
 		if s.Source != 0 && s.Step == persistence.Published {
-			back[s.Source] = append(back[s.Source], s.ID)
+			held = append(held, session.Settled{Source: s.Source, ID: s.ID})
 		}
 	}
-	if len(back) > 0 {
-		w := listen.NewWorker()
-		e.groups.takeBack(e, back, w)
-		w.Flush()
-	}
+	back, settled := e.groups.begun(e, held, subs)
+	e.groups.settle(e, settled)
+	e.groups.takeBack(e, back)
 	e.dropHandle(row.ID)
 	return nil
 }
@@ -430,13 +453,15 @@ func (e *Engine) Malformed(conn *listen.Conn, w *listen.Worker, err *wire.Error)
 			b = wire.AppendConnack(nil, con.Version, false, err.Reason, nil)
 		}
 	} else {
-		b = wire.AppendDisconnect(nil, v, err.Reason, err.Text, "")
+		b = wire.AppendDisconnect(nil, v, err.Reason, "", "")
 	}
 	conn.CloseAfter(w, b)
+	e.abandon(conn)
 }
 
 // Timeout ends a connection that was silent for too long: the listener's
 // handler.
 func (e *Engine) Timeout(conn *listen.Conn, w *listen.Worker) {
 	conn.CloseAfter(w, wire.AppendDisconnect(nil, conn.Version(), wire.ReasonKeepalive, "", ""))
+	e.abandon(conn)
 }

@@ -16,9 +16,9 @@ import (
 // delivered. Reservations are made under its lock, so they are ascending.
 type flight struct {
 	mu    sync.Mutex
-	cond  sync.Cond
-	queue []*passage // ascending by first
-	last  herald.ID  // newest that was reserved
+	moved chan struct{} // closed when the head of queue finishes; nil if nobody waits
+	queue []*passage    // ascending by first
+	last  herald.ID     // newest that was reserved
 }
 
 // passage is one reservation of IDs.
@@ -51,8 +51,9 @@ func (f *flight) finish(p *passage) {
 	if n > 0 {
 		f.queue = append(f.queue[:0], f.queue[n:]...)
 	}
-	if len(f.queue) == 0 && f.cond.L != nil {
-		f.cond.Broadcast()
+	if n > 0 && f.moved != nil {
+		close(f.moved)
+		f.moved = nil
 	}
 }
 
@@ -66,14 +67,20 @@ func (f *flight) closed() herald.ID {
 	return f.last
 }
 
-// wait returns when nothing is under way.
-func (f *flight) wait() {
+// pass returns when everything is through that was under way when it was called.
+func (f *flight) pass() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.cond.L = &f.mu
-	for len(f.queue) > 0 {
-		f.cond.Wait()
+	last := f.last
+	for len(f.queue) > 0 && f.queue[0].first <= last {
+		if f.moved == nil {
+			f.moved = make(chan struct{})
+		}
+		ch := f.moved
+		f.mu.Unlock()
+		<-ch
+		f.mu.Lock()
 	}
+	f.mu.Unlock()
 }
 
 // shipment is a batch of publishes of one client on its way from intake to
@@ -84,7 +91,7 @@ type shipment struct {
 	acks    []byte // for the publisher, when all else is done
 	unacked int    // QoS 1 publishes that acks answer
 	batch   persistence.Batch
-	passage *passage
+	passage []*passage
 	err     error
 	done    bool   // committed, or nothing to commit; guarded by from.pmu
 	then    func() // called last, on a worker's goroutine; may be nil
@@ -119,8 +126,8 @@ func (e *Engine) ship(s *shipment, w *listen.Worker) {
 
 // landed ends a shipment.
 func (e *Engine) landed(s *shipment) {
-	if s.passage != nil {
-		e.flight.finish(s.passage)
+	for _, p := range s.passage {
+		e.flight.finish(p)
 	}
 	if s.then != nil {
 		s.then()

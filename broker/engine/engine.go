@@ -168,7 +168,7 @@ func (e *Engine) Stop() {
 		return
 	}
 	close(e.quit)
-	e.flight.wait()
+	e.flight.pass()
 	e.bg.Wait()
 	stopWorkers(e.workers)
 	e.cancel()
@@ -211,10 +211,10 @@ func (e *Engine) dropHandle(id herald.SessionID) {
 	delete(e.handles, id)
 }
 
-// newID makes an ID for a session.
-func (e *Engine) newSessionID() herald.SessionID {
-	return herald.SessionID(e.ids.Next(e.now(), 1).At(0))
-}
+func (e *Engine) newID() herald.ID { return e.ids.Next(e.now(), 1).At(0) }
+
+// newSessionID makes the identity of a session.
+func (e *Engine) newSessionID() herald.SessionID { return herald.SessionID(e.newID()) }
 
 // scratch is what one worker of the listeners keeps for the engine.
 type scratch struct {

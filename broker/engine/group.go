@@ -224,6 +224,9 @@ func (gs *groups) joined(e *Engine, c *client, w *listen.Worker) {
 // settle notes, soon, that members are done with entries, and deals on. It is
 // called with a client's lock held, so it only hands over.
 func (gs *groups) settle(e *Engine, done []session.Settled) {
+	if len(done) == 0 {
+		return
+	}
 	done = slices.Clone(done)
 	e.workers[0].call(func(w *listen.Worker) {
 		var touched []*group
@@ -243,16 +246,49 @@ func (gs *groups) settle(e *Engine, done []session.Settled) {
 	})
 }
 
-// takeBack gives groups back what a session that has ended had of theirs.
-func (gs *groups) takeBack(e *Engine, ids map[herald.SessionID][]herald.ID, w *listen.Worker) {
-	for src, list := range ids {
+// begun tells of entries that a member was sent, and has not acknowledged, which
+// go back to their groups (QoS 1) and which go to nobody else (QoS 2).
+func (gs *groups) begun(e *Engine, held []session.Settled, subs []persistence.Subscription) (back, settled []session.Settled) {
+	for _, h := range held {
+		g := gs.find(h.Source)
+		if g == nil {
+			continue
+		}
+		qos := byte(0)
+		for _, s := range subs {
+			if name, filter, shared, _ := herald.SplitShare(s.Filter); shared && name+"/"+filter == g.key {
+				qos = s.QoS
+			}
+		}
+		entries, err := e.store.Inbox(e.ctx, h.Source, h.ID-1, h.ID, 1, pageBytes, nil)
+		if err == nil && len(entries) == 1 && min(qos, entries[0].QoS) == 2 {
+			settled = append(settled, h)
+		} else {
+			back = append(back, h)
+		}
+	}
+	return back, settled
+}
+
+// takeBack gives groups back what a session had of theirs and has not begun.
+func (gs *groups) takeBack(e *Engine, back []session.Settled) {
+	if len(back) == 0 {
+		return
+	}
+	bySource := make(map[herald.SessionID][]herald.ID)
+	for _, b := range back {
+		bySource[b.Source] = append(bySource[b.Source], b.ID)
+	}
+	w := listen.NewWorker()
+	for src, ids := range bySource {
 		if g := gs.find(src); g != nil {
 			g.mu.Lock()
-			g.core.TakeBack(list)
+			g.core.TakeBack(ids)
 			g.mu.Unlock()
 			g.wake(e, w)
 		}
 	}
+	w.Flush()
 }
 
 // deliver hands a run to the group. QoS 0 goes to a member at once or nowhere.
@@ -435,12 +471,20 @@ func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 				}
 				return
 			}
-			var en *persistence.Entry
+			var m *herald.Message
+			grant := &session.Grant{QoS: 2, Retain: true}
 			if len(entries) == 1 {
-				en = &entries[0]
+				m = entries[0].Message
+			}
+			if g := e.groups.find(s.Source); g != nil {
+				g.mu.Lock()
+				if i := slices.IndexFunc(g.members, func(m member) bool { return m.h == c.h }); i >= 0 {
+					grant = g.members[i].g
+				}
+				g.mu.Unlock()
 			}
 			e.worker(c).call(func(w *listen.Worker) {
-				e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Restore(s.PacketID, en, env, fx) })
+				e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Restore(s.PacketID, m, grant, env, fx) })
 			})
 		})
 	}

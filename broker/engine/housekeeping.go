@@ -159,30 +159,25 @@ func (e *Engine) mark() {
 		}
 	}
 	e.clientsMu.RUnlock()
-	b := &persistence.Batch{Lazy: true}
-	flush := func(force bool) {
-		if !b.Empty() && (force || len(b.Marks) >= 256) {
-			e.store.Commit(b, nil)
-			b = &persistence.Batch{Lazy: true}
-		}
-	}
 	for _, c := range cs {
 		c.mu.Lock()
 		if c.conn != nil && c.core.Dirty() {
+			// Under the lock: what the session stores next must come after it.
+			b := &persistence.Batch{Lazy: true}
 			c.core.MarkInto(e.env(), b)
-			flush(false) // under the lock: marks of one session keep their order
+			e.store.Commit(b, nil)
 		}
 		c.mu.Unlock()
-		_ = c
 	}
 	for _, g := range e.groups.all() {
 		g.mu.Lock()
 		if g.core.Dirty() {
+			b := &persistence.Batch{Lazy: true}
 			g.core.MarkInto(e.env(), b)
+			e.store.Commit(b, nil)
 		}
 		g.mu.Unlock()
 	}
-	flush(true)
 }
 
 // expireSessions ends sessions whose time has run out [MQTT-3.1.2-23].
@@ -308,6 +303,9 @@ func (e *Engine) publishOwn(m *herald.Message, add func(*persistence.Batch)) {
 	run := wire.MakeRun([]*herald.Message{m})
 	r := routed{run: run, from: m.Publisher}
 	sh := &shipment{}
+	ids, p := e.flight.begin(e.ids, e.now(), 1)
+	m.ID = ids.At(0)
+	sh.passage = []*passage{p}
 	match := e.index.NewCache(1).Match([]byte(m.Topic))
 	e.match(match, &r, &sh.batch)
 	if m.Retain {
@@ -316,9 +314,6 @@ func (e *Engine) publishOwn(m *herald.Message, add func(*persistence.Batch)) {
 	if add != nil {
 		add(&sh.batch)
 	}
-	ids, p := e.flight.begin(e.ids, e.now(), 1)
-	m.ID = ids.At(0)
-	sh.passage = p
 	sh.runs = []routed{r}
 	if sh.batch.Empty() {
 		e.worker(nil).call(func(w *listen.Worker) {

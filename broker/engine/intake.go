@@ -225,24 +225,24 @@ func (e *Engine) send(c *client, w *listen.Worker, s *scratch) {
 	e.ship(sh, w)
 }
 
-// number gives the messages of a shipment their IDs, if anything is kept of
-// them, and tells the batch.
+// number gives the messages of a shipment that have none their IDs, if anything
+// is kept of them, and tells the batch.
 func (e *Engine) number(sh *shipment) {
 	n := 0
 	for i := range sh.runs {
-		if sh.runs[i].numbered {
-			n += len(sh.runs[i].run.Messages)
+		if r := &sh.runs[i]; r.numbered && r.run.Messages[0].ID == 0 {
+			n += len(r.run.Messages)
 		}
 	}
 	if n == 0 {
 		return
 	}
 	ids, p := e.flight.begin(e.ids, e.now(), n)
-	sh.passage = p
+	sh.passage = append(sh.passage, p)
 	k := 0
 	for i := range sh.runs {
 		r := &sh.runs[i]
-		if !r.numbered {
+		if !r.numbered || r.run.Messages[0].ID != 0 {
 			continue
 		}
 		for j, m := range r.run.Messages {

@@ -44,13 +44,9 @@ func (e *Engine) route(c *client, s *scratch) {
 	if in.raw {
 		run.Preset(c.version, qos, arena, append([]uint32(nil), in.at...), append([]uint32(nil), in.pid...))
 	}
-	r := routed{run: run, from: c.h.id}
 	sh := in.shipment(c)
-	matched := e.match(m, &r, &sh.batch)
-	if in.flags&1 != 0 {
-		r.numbered = true
-		sh.batch.Retain = append(sh.batch.Retain, msgs...)
-	}
+	sh.runs = append(sh.runs, routed{run: run, from: c.h.id})
+	r := &sh.runs[len(sh.runs)-1]
 	if qos == 2 && c.core.Durable() {
 		r.hold, r.numbered = true, true
 		r.pids = make([]uint16, in.n)
@@ -58,7 +54,13 @@ func (e *Engine) route(c *client, s *scratch) {
 			r.pids[i] = in.parts[i].pid
 		}
 	}
-	sh.runs = append(sh.runs, r)
+	if in.flags&1 != 0 {
+		r.numbered = true
+		e.number(sh) // before the match: see retained.go
+		sh.batch.Retain = append(sh.batch.Retain, msgs...)
+		m = s.cache.Match(in.topic)
+	}
+	matched := e.match(m, r, &sh.batch)
 	reason := byte(0)
 	if !matched {
 		reason = wire.ReasonNoSubscribers
@@ -189,8 +191,9 @@ func (e *Engine) routeQoS0(c *client, w *listen.Worker, s *scratch) {
 		for i := range msgs {
 			msgs[i].ID = ids.At(i)
 		}
-		sh.passage = p
+		sh.passage = []*passage{p}
 		sh.batch.Retain = msgs
+		m = s.cache.Match(in.topic)
 		e.ship(sh, w)
 	}
 	if len(m.Nodes) == 0 {

@@ -10,6 +10,12 @@ import (
 	"github.com/herald-mqtt/herald/persistence"
 )
 
+// Nothing is missed between a subscription's retained messages and its live ones:
+// a publish with RETAIN gets its ID before it is matched, a subscription takes
+// upTo after it is routed. So a message below upTo is stored when all that was
+// under way then is through, and is sent as retained; one above has met the
+// subscription.
+
 // retainedJob is a wildcard subscription whose retained messages are being sent:
 // some at a time, as the client takes them, so that neither memory nor others
 // notice how many there are.
@@ -163,7 +169,7 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 		for i := range ptrs {
 			ptrs[i].ID = ids.At(i)
 		}
-		sh.passage = p
+		sh.passage = []*passage{p}
 		sh.batch.Spreads = []persistence.Spread{{Messages: ptrs, Targets: []persistence.Target{{
 			Session: c.h.id, QoS: sub.QoS, Retain: true, Identifiers: g.Identifiers,
 		}}}}
@@ -188,8 +194,8 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 		return
 	}
 	c.mu.Unlock()
-	if sh.passage != nil {
-		e.flight.finish(sh.passage)
+	for _, p := range sh.passage {
+		e.flight.finish(p)
 	}
 }
 

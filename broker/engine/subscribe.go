@@ -31,8 +31,8 @@ func (e *Engine) Subscribe(conn *listen.Conn, req *wire.Subscribe) {
 	fresh := make([]*subscription, len(req.Filters))
 	existed := make([]bool, len(req.Filters))
 	var b persistence.Batch
-	upTo := herald.ID(e.newSessionID()) // what is retained later comes as a publish
 	c.mu.Lock()
+	retained := false
 	for i, f := range req.Filters {
 		filter := string(f.Filter)
 		if code := e.mayRead(conn, filter); code != 0 {
@@ -45,8 +45,11 @@ func (e *Engine) Subscribe(conn *listen.Conn, req *wire.Subscribe) {
 		}}
 		codes[i] = sub.QoS
 		_, existed[i] = c.subs[filter]
-		if e.wantsRetained(sub, existed[i], f.Shared) && sub.QoS > 0 && c.core.Durable() && herald.Wildcard(filter) {
-			sub.RetainedUpTo = upTo
+		if e.wantsRetained(sub, existed[i], f.Shared) {
+			retained = true
+			if sub.QoS > 0 && c.core.Durable() && herald.Wildcard(filter) {
+				sub.RetainedUpTo = maxID // lowered when the first are sent
+			}
 		}
 		fresh[i] = sub
 		if c.core.Durable() {
@@ -75,6 +78,11 @@ func (e *Engine) Subscribe(conn *listen.Conn, req *wire.Subscribe) {
 	}
 	conn.End(w, wire.AppendSuback(conn.Begin(), c.version, req.PacketID, codes))
 	e.groups.joined(e, c, w)
+	if !retained {
+		return
+	}
+	upTo := e.newID() // what is retained later comes as a publish
+	e.flight.pass()
 	for i, sub := range fresh {
 		if sub != nil && e.wantsRetained(sub, existed[i], req.Filters[i].Shared) {
 			e.sendRetained(c, sub, upTo, w)

@@ -194,37 +194,51 @@ func (s *Session) Attach(p Params, w persistence.Window, env Env, fx *Effects) {
 	}
 }
 
-// Detach takes the connection away. What it returns must be committed before
-// the session is loaded again, and the machine is not used any more after it.
-func (s *Session) Detach(env Env, b *persistence.Batch) {
+// Detach takes the connection away. What it adds to b must be committed before
+// the session is loaded again. The entries of groups' inboxes that it returns
+// were not begun and go back to their groups. The machine is not used any more
+// after it, but for Unacknowledged.
+func (s *Session) Detach(env Env, b *persistence.Batch) (back []Settled) {
 	s.attached = false
-	if !s.durable {
-		return
-	}
+	s.MarkInto(env, b) // frees packet ids that may be in use again below
 	s.window.each(func(sl *slot) {
-		if sl.state == published && !sl.stored {
+		switch {
+		case sl.state == staged && sl.ticket == 0 && sl.src != 0:
+			back = append(back, Settled{Source: sl.src, ID: sl.id})
+		case s.durable && sl.state == published && !sl.stored:
+			sl.stored = true
 			b.Sent = append(b.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src, Step: persistence.Published})
 		}
 	})
-	s.MarkInto(env, b)
+	s.feed.pending.each(func(it *item) {
+		if it.src == 0 || it.pid != 0 {
+			return
+		}
+		for i := it.from; i < it.to; i++ {
+			back = append(back, Settled{Source: it.src, ID: it.run.Messages[i].ID})
+		}
+	})
+	return back
 }
 
-// Unacknowledged calls f for every entry of a group's inbox that the session
-// holds and has not begun at QoS 2: those go back when the session ends
-// [MQTT-4.8.2-4].
-func (s *Session) Unacknowledged(f func(src herald.SessionID, id herald.ID)) {
+// Unacknowledged returns the entries of groups' inboxes that a session which
+// ends holds: back go to other members, settled were begun at QoS 2 and go to
+// nobody else [MQTT-4.8.2-4], [MQTT-4.8.2-5]; of unknown it has not seen since
+// it came back which of both they are. What Detach returned is not among them.
+func (s *Session) Unacknowledged() (back, settled, unknown []Settled) {
 	s.window.each(func(sl *slot) {
-		if sl.src != 0 && sl.state != released && sl.state != receipt && (sl.qos < 2 || sl.state == staged) {
-			f(sl.src, sl.id)
+		e := Settled{Source: sl.src, ID: sl.id}
+		switch {
+		case sl.src == 0 || sl.state == released || sl.state == receipt:
+		case sl.state == awaited:
+			unknown = append(unknown, e)
+		case sl.qos == 2:
+			settled = append(settled, e)
+		case sl.state == published:
+			back = append(back, e)
 		}
 	})
-	s.feed.pending.each(func(it *item) {
-		if it.src != 0 {
-			for i := it.from; i < it.to; i++ {
-				f(it.src, it.run.Messages[i].ID)
-			}
-		}
-	})
+	return back, settled, unknown
 }
 
 // Deliver hands messages from..to of run, which match subscriptions of the
@@ -406,18 +420,17 @@ func (s *Session) DeliverMixed(run *wire.Run, g *Grant, env Env, fx *Effects) {
 }
 
 // Restore brings the entry of a group's inbox that was sent over an earlier
-// connection under packet id pid; nil if there is none any more.
-func (s *Session) Restore(pid uint16, e *persistence.Entry, env Env, fx *Effects) {
+// connection under packet id pid, and how the session shares the group; m is nil
+// if there is none any more.
+func (s *Session) Restore(pid uint16, m *herald.Message, g *Grant, env Env, fx *Effects) {
 	sl := s.window.find(pid)
 	if !s.attached || sl == nil || sl.state != awaited || sl.src == 0 {
 		return
 	}
-	if e == nil {
+	if m == nil {
 		s.orphan(sl, fx)
 		return
 	}
-	it := item{run: wire.MakeRun([]*herald.Message{e.Message}), g: &Grant{QoS: e.QoS, Retain: e.Retain, Identifiers: e.Identifiers},
-		src: sl.src, to: 1, pid: pid, mixed: true}
-	s.feed.push(it)
+	s.feed.push(item{run: wire.MakeRun([]*herald.Message{m}), g: g, src: sl.src, to: 1, pid: pid, mixed: true})
 	s.Pump(env, fx)
 }

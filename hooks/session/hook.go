@@ -30,7 +30,7 @@ type Sessions interface {
 	// was told, and the connection is being closed.
 	Disconnected(conn net.Conn, reason byte, expiry uint32, hasExpiry bool) error
 	// Refuse tells the client why its connection is closed.
-	Refuse(conn net.Conn, reason byte, text string)
+	Refuse(conn net.Conn, reason byte)
 }
 
 // Connack is what goes into a CONNACK.
@@ -113,12 +113,14 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 	}
 	v, ok := h.acks.LoadAndDelete(cl.Net.Conn)
 	if !ok {
-		return pk // a refusal
+		// A refusal: the code says it all.
+		pk.Properties = packets.Properties{}
+		return pk
 	}
 	a := v.(answer)
 	v5 := cl.Properties.ProtocolVersion == byte(herald.V5)
 	if a.err != nil {
-		pk.SessionPresent = false
+		pk.SessionPresent, pk.Properties = false, packets.Properties{}
 		if pk.ReasonCode = packets.ErrServerUnavailable.Code; v5 {
 			pk.ReasonCode = 0x88
 			if errors.Is(a.err, ErrBusy) {
@@ -162,7 +164,7 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 		return pk, nil
 	case packets.Auth:
 		// Nobody was let in with an authentication method [MQTT-4.12.0-6].
-		h.sessions.Refuse(cl.Net.Conn, packets.ErrProtocolViolation.Code, "AUTH without an authentication method")
+		h.sessions.Refuse(cl.Net.Conn, packets.ErrProtocolViolation.Code)
 		return pk, errRefused
 	default:
 		return pk, nil
