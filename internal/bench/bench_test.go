@@ -42,6 +42,21 @@ func TestMedianOfRounds(t *testing.T) {
 	}
 }
 
+// A goal that could not be measured is not taken for met.
+func TestGoalWithoutPeer(t *testing.T) {
+	for _, row := range Rows() {
+		r := conclude(row, failed(peer.Herald), failed(peer.Mosquitto), failed(peer.Rumqttd))
+		if len(r.Verdicts) == 0 {
+			t.Errorf("%s: no goal", row.Name)
+		}
+		for _, v := range r.Verdicts {
+			if v.Met || v.Got != nil || !strings.HasPrefix(v.String(), "not measured") {
+				t.Errorf("%s: %s", row.Name, v)
+			}
+		}
+	}
+}
+
 // A peer that loses messages is not the one to beat, however fast it was.
 func TestBestPeerHasNoErrors(t *testing.T) {
 	peers := map[string]Outcome{"a": outcome("a", 10, 1), "b": outcome("b", 20, 2), "c": failed("c")}

@@ -84,19 +84,22 @@ func (r RowReport) Print(w io.Writer) error {
 		}
 	}
 	for _, v := range r.Verdicts {
-		_, err := fmt.Fprintf(w, "  %-6s %s: %s\n", met(v.Met), v.Goal, number(v.Got))
-		if err != nil {
+		if _, err := fmt.Fprintf(w, "  %s\n", v); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func met(ok bool) string {
-	if ok {
-		return "met"
+// String is a verdict in words.
+func (v Verdict) String() string {
+	switch {
+	case v.Got == nil:
+		return "not measured: " + v.Goal
+	case v.Met:
+		return fmt.Sprintf("met %s: %s", v.Goal, number(*v.Got))
 	}
-	return "MISSED"
+	return fmt.Sprintf("MISSED %s: %s", v.Goal, number(*v.Got))
 }
 
 // Print writes the summary: one line per row.
@@ -122,7 +125,7 @@ func (r *Report) Print(w io.Writer) error {
 		}
 		var goals []string
 		for _, v := range row.Verdicts {
-			goals = append(goals, fmt.Sprintf("%s %s (%s)", met(v.Met), v.Goal, number(v.Got)))
+			goals = append(goals, v.String())
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Name, row.Unit,
 			shown(herald, herald.Median.Value), shown(peer, peer.Median.Value), row.Best,

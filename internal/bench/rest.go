@@ -25,9 +25,9 @@ func retainedRow() Row {
 		judge: func(h Outcome, _ map[string]Outcome) []Verdict {
 			x := h.Median.Extra
 			return []Verdict{
-				{"none missing", x["missing"], h.OK},
-				{"first within 50 ms", h.Median.Value, h.OK && h.Median.Value <= 50},
-				{"others' p99 × ≤ 1.2", x["p99_growth"], h.OK && x["p99_growth"] <= 1.2},
+				verdict("none missing", x["missing"], true),
+				verdict("first within 50 ms", h.Median.Value, h.Median.Value <= 50),
+				verdict("others' p99 × ≤ 1.2", x["p99_growth"], x["p99_growth"] <= 1.2),
 			}
 		},
 	}
@@ -112,7 +112,7 @@ func idleRow() Row {
 	return Row{
 		Name: "idle", Title: "resident memory per idle TCP connection at 15,000", Unit: "KB", Lower: true, Once: true, run: runIdle,
 		judge: func(h Outcome, _ map[string]Outcome) []Verdict {
-			return []Verdict{{"≤ 10 KB", h.Median.Value, h.OK && h.Median.Value <= 10}}
+			return []Verdict{verdict("≤ 10 KB", h.Median.Value, h.Median.Value <= 10)}
 		},
 	}
 }
@@ -197,8 +197,8 @@ func sessionsRow() Row {
 		judge: func(h Outcome, _ map[string]Outcome) []Verdict {
 			ready := h.Median.Extra["ready_s"]
 			return []Verdict{
-				{"≤ 700 MB", h.Median.Value, h.OK && h.Median.Value <= 700},
-				{"ready ≤ 15 s after kill -9", ready, h.OK && ready <= 15},
+				verdict("≤ 700 MB", h.Median.Value, h.Median.Value <= 700),
+				verdict("ready ≤ 15 s after kill -9", ready, ready <= 15),
 			}
 		},
 	}

@@ -68,9 +68,14 @@ type Outcome struct {
 
 // Verdict is a goal of a row and whether Herald has reached it.
 type Verdict struct {
-	Goal string  `json:"goal"`
-	Got  float64 `json:"got"`
-	Met  bool    `json:"met"`
+	Goal string   `json:"goal"`
+	Got  *float64 `json:"got"` // nil: Herald, or the peer to compare with, failed
+	Met  bool     `json:"met"`
+}
+
+// verdict is about a figure that Herald has reached.
+func verdict(goal string, got float64, met bool) Verdict {
+	return Verdict{Goal: goal, Got: &got, Met: met}
 }
 
 // median returns the middle of v, or the mean of the two in the middle.

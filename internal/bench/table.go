@@ -212,7 +212,7 @@ func (r *RowReport) conclude(row Row) {
 	r.Verdicts = row.judge(herald, peers)
 	if !herald.OK {
 		for i := range r.Verdicts {
-			r.Verdicts[i].Got, r.Verdicts[i].Met = 0, false
+			r.Verdicts[i].Got, r.Verdicts[i].Met = nil, false
 		}
 	}
 }
