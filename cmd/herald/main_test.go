@@ -60,6 +60,7 @@ func runScripts(t *testing.T, dir string, broker func(*testscript.TestScript)) {
 		Setup: func(env *testscript.Env) error {
 			port, err := freePort()
 			env.Setenv("FREEPORT", port)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // a second for each command, otherwise
 			env.Values["process"] = &process{}
 			return err
 		},
@@ -156,6 +157,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	p := ts.Value("process").(*process)
 	*p = process{cmd: exec.Command("herald", args...), said: make(chan string, 64), done: make(chan error, 1)}
 	p.cmd.Dir, p.cmd.Stderr = ts.MkAbs("."), errs
+	p.cmd.Env = append(os.Environ(), "GORACE="+ts.Getenv("GORACE"))
 	out, err := p.cmd.StdoutPipe()
 	ts.Check(err)
 	ts.Check(p.cmd.Start())
