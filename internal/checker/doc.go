@@ -30,8 +30,9 @@
 //     arrived when the drain at the end was over.
 //   - Reordered: a first arrival whose sequence is below one of the same stream
 //     that this session has had already; or, among repeats on one connection, a
-//     step back that no resend by the publisher explains. Groups are exempt:
-//     their first arrivals out of order at one member are only counted.
+//     step back that no resend by the publisher explains. Exempt are groups, whose
+//     first arrivals out of order at one member are only counted, and QoS 1
+//     publishes from before the subscription that were sent again after it.
 //   - Duplicated: a repeat at QoS 2.
 //   - Needless: a repeat at QoS 1 that nothing explains, that is, the publisher
 //     did not send it again and the receiving session has not reconnected since

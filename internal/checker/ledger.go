@@ -295,6 +295,8 @@ func (l *ledger) judge(a *audience, s *stream, seen *arrivals, flags uint8, in a
 		top := seen.top[in.member]
 		switch {
 		case top <= seq:
+		case again && int(seq) <= seen.after:
+			// Its first copy may have passed before the subscription was there.
 		case a.group:
 			l.tally(func(r *Report) { r.GroupDisorder++ })
 		default:
