@@ -94,7 +94,7 @@ func (b *Broker) build() error {
 	}
 	b.loop, err = listen.NewLoop(listen.LoopConfig{
 		Pollers: pollers(), MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
-	}, b.engine)
+	}, handler{b.engine})
 	if err != nil {
 		return err
 	}

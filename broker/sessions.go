@@ -60,3 +60,20 @@ func (s sessions) Refuse(c net.Conn, reason byte) {
 	conn := c.(*listen.Conn)
 	conn.CloseAfter(nil, wire.AppendDisconnect(nil, conn.Version(), reason, "", ""))
 }
+
+// handler gives the listeners the engine.
+type handler struct{ e *engine.Engine }
+
+var _ listen.Handler = handler{}
+
+func (h handler) Data(c *listen.Conn, w *listen.Worker, frames []byte) { h.e.Data(c, w, frames) }
+
+func (h handler) Malformed(c *listen.Conn, w *listen.Worker, err *wire.Error) {
+	h.e.Malformed(c, w, err)
+}
+
+func (h handler) Timeout(c *listen.Conn, w *listen.Worker) { h.e.Timeout(c, w) }
+
+func (h handler) Drained(c *listen.Conn, w *listen.Worker) { h.e.Drained(c, w) }
+
+func (h handler) Closed(c *listen.Conn) { h.e.Closed(c) }

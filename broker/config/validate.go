@@ -278,7 +278,7 @@ func (c *Config) checkQueue() *Error {
 	return first(
 		between("queue.max_messages", c.Queue.MaxMessages, 0, math.MaxInt),
 		oneOf("queue.full", c.Queue.Full, DropOldest, DropNew, Disconnect),
-		between("inbox.inline_up_to", c.Inbox.InlineUpTo, 0, math.MaxInt),
+		between("inbox.inline_up_to", c.Inbox.InlineUpTo, 1, math.MaxInt),
 		between("inbox.background_above", c.Inbox.BackgroundAbove, 1, math.MaxInt),
 	)
 }

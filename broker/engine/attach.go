@@ -29,7 +29,7 @@ var ErrBusy = errors.New("engine: too many clients")
 // Accept looks at a CONNECT before its client is authenticated. It tells the
 // keepalive to grant, in seconds, and whether that is not what was asked for;
 // ok is false if the client was refused and told.
-func (e *Engine) Accept(conn *listen.Conn) (keepalive uint16, override, ok bool) {
+func (e *Engine) Accept(conn Conn) (keepalive uint16, override, ok bool) {
 	con, err := wire.CheckConnect(conn.Connect())
 	if err != nil {
 		conn.Shutdown()
@@ -56,7 +56,7 @@ func (e *Engine) Accept(conn *listen.Conn) (keepalive uint16, override, ok bool)
 // [MQTT-3.1.4-3], loads it or makes a new one, and attaches it to conn. It
 // blocks for the store. After it, the caller sends CONNACK and calls
 // Established. An error is ErrBusy or wraps herald.ErrUnavailable.
-func (e *Engine) Connect(conn *listen.Conn, name string) (Connack, error) {
+func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	if e.refusing.Load() {
 		return Connack{}, herald.ErrUnavailable
 	}
@@ -162,7 +162,7 @@ func (e *Engine) expiry(con *wire.Connect) (uint32, Connack) {
 
 // Established starts a session after its CONNACK was sent: from here on it is
 // delivered to.
-func (e *Engine) Established(conn *listen.Conn) {
+func (e *Engine) Established(conn Conn) {
 	c, _ := conn.User().(*client)
 	if c == nil {
 		conn.CloseAfter(nil, nil) // it was told why
@@ -237,7 +237,7 @@ func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) {
 // Disconnected carries out a client's DISCONNECT: the session is put away before
 // it returns, however long the connection takes to close. It returns an error if
 // the client broke the protocol.
-func (e *Engine) Disconnected(conn *listen.Conn, reason byte, expiry uint32, hasExpiry bool) error {
+func (e *Engine) Disconnected(conn Conn, reason byte, expiry uint32, hasExpiry bool) error {
 	c, _ := conn.User().(*client)
 	if c == nil {
 		return nil
@@ -259,7 +259,7 @@ func (e *Engine) Disconnected(conn *listen.Conn, reason byte, expiry uint32, has
 
 // abandon puts a session away whose connection is being closed by the broker,
 // without waiting for the peer to see it, nor for the store.
-func (e *Engine) abandon(conn *listen.Conn) {
+func (e *Engine) abandon(conn Conn) {
 	c, _ := conn.User().(*client)
 	if c == nil || e.stopping.Load() {
 		return // Closed comes
@@ -274,7 +274,7 @@ func (e *Engine) abandon(conn *listen.Conn) {
 var errExpiry = &wire.Error{Reason: wire.ReasonProtocol, Text: "session expiry interval set in DISCONNECT after 0 in CONNECT"}
 
 // Closed is the end of a connection: the listener's handler.
-func (e *Engine) Closed(conn *listen.Conn) {
+func (e *Engine) Closed(conn Conn) {
 	if c, _ := conn.User().(*client); c != nil {
 		e.detach(c, nil)
 	}
@@ -444,7 +444,7 @@ func (e *Engine) commit(b *persistence.Batch) error {
 }
 
 // Malformed answers a client that broke the protocol: the listener's handler.
-func (e *Engine) Malformed(conn *listen.Conn, w *listen.Worker, err *wire.Error) {
+func (e *Engine) Malformed(conn Conn, w *listen.Worker, err *wire.Error) {
 	e.stats.Rejected.Add(1)
 	var b []byte
 	if v := conn.Version(); v == 0 {
@@ -461,7 +461,7 @@ func (e *Engine) Malformed(conn *listen.Conn, w *listen.Worker, err *wire.Error)
 
 // Timeout ends a connection that was silent for too long: the listener's
 // handler.
-func (e *Engine) Timeout(conn *listen.Conn, w *listen.Worker) {
+func (e *Engine) Timeout(conn Conn, w *listen.Worker) {
 	conn.CloseAfter(w, wire.AppendDisconnect(nil, conn.Version(), wire.ReasonKeepalive, "", ""))
 	e.abandon(conn)
 }

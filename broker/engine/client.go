@@ -28,14 +28,14 @@ type client struct {
 	aliases []string // topic aliases of the client
 
 	mu       sync.Mutex // guards below, and core
-	conn     *listen.Conn
+	conn     Conn
 	subs     map[string]*subscription
 	retained []*retainedJob
 	will     *persistence.Will
 	ending   disconnect // what the client said when it went
 
 	pmu     sync.Mutex // guards below; taken after mu
-	in      *listen.Conn
+	in      Conn
 	line    []*shipment // under way, in the order of the publishes
 	unacked int         // QoS 1 publishes in line
 	paused  bool

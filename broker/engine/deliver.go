@@ -203,7 +203,7 @@ func (c *client) acknowledged(a *wire.Ack, fx *session.Effects) {
 }
 
 // Drained goes on with what a slow connection held up: the listener's handler.
-func (e *Engine) Drained(conn *listen.Conn, w *listen.Worker) {
+func (e *Engine) Drained(conn Conn, w *listen.Worker) {
 	c, _ := conn.User().(*client)
 	if c == nil {
 		return

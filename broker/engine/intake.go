@@ -45,7 +45,7 @@ type part struct {
 
 // Data takes complete data frames, back to back, of a connection: the
 // listener's handler. Nothing of frames is kept.
-func (e *Engine) Data(conn *listen.Conn, w *listen.Worker, frames []byte) {
+func (e *Engine) Data(conn Conn, w *listen.Worker, frames []byte) {
 	c, _ := conn.User().(*client)
 	if c == nil || c.version == 0 {
 		conn.Shutdown()

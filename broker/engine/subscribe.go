@@ -19,7 +19,7 @@ func errField(err error) zap.Field               { return zap.Error(err) }
 
 // Subscribe carries out a client's SUBSCRIBE and answers it. It blocks for the
 // store: SUBACK goes out when the subscriptions are stored and routed.
-func (e *Engine) Subscribe(conn *listen.Conn, req *wire.Subscribe) {
+func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	c, _ := conn.User().(*client)
 	if c == nil {
 		conn.Shutdown()
@@ -98,7 +98,7 @@ func (e *Engine) wantsRetained(sub *subscription, existed, shared bool) bool {
 }
 
 // Unsubscribe carries out a client's UNSUBSCRIBE and answers it.
-func (e *Engine) Unsubscribe(conn *listen.Conn, req *wire.Unsubscribe) {
+func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 	c, _ := conn.User().(*client)
 	if c == nil {
 		conn.Shutdown()
@@ -138,7 +138,7 @@ func (e *Engine) Unsubscribe(conn *listen.Conn, req *wire.Unsubscribe) {
 }
 
 // mayRead refuses filters that a client may not use: 0 is granted.
-func (e *Engine) mayRead(conn *listen.Conn, filter string) byte {
+func (e *Engine) mayRead(conn Conn, filter string) byte {
 	_, f, _, ok := herald.SplitShare(filter)
 	if !ok {
 		return wire.ReasonFilter

@@ -93,8 +93,9 @@ func (l *Listener) adopt(fd int, sa unix.Sockaddr) {
 		return
 	}
 	loop := l.loop
-	p := loop.pollers[loop.next.Add(1)%uint32(len(loop.pollers))]
-	c := &Conn{loop: loop, lis: l, poll: p}
+	p := loop.pollers[loop.next.Add(1)%loop.active.Load()]
+	c := &Conn{loop: loop, lis: l}
+	c.poll.Store(p)
 	c.out.fd = fd
 	switch a := sa.(type) {
 	case *unix.SockaddrInet4:

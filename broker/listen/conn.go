@@ -22,12 +22,12 @@ type Conn struct {
 	// Fixed at construction.
 	loop   *Loop
 	lis    *Listener
-	poll   *poller // nil: stream
-	stream *stream // nil: poll
+	stream *stream // nil: polled
 	slot   uint32
 	gen    uint32
 	peer   netip.AddrPort // of TCP; zero for Unix
 
+	poll      atomic.Pointer[poller] // the owner; nil: stream
 	version   atomic.Uint32
 	stopped   atomic.Bool // nothing that arrives is processed any more
 	dead      atomic.Bool // to be torn down as soon as its owner can
@@ -53,6 +53,7 @@ type Conn struct {
 	hup        bool
 	eof        bool
 	registered bool // mochi's EstablishConnection was run
+	considered uint32 // the last plan that looked at c, see balance_linux.go
 	told       bool // Handler.Closed was called
 	ended      bool // torn down
 	client     clientState
@@ -171,8 +172,8 @@ func (c *Conn) post() {
 	if c.posted.Swap(true) {
 		return
 	}
-	if c.poll != nil {
-		c.poll.post(c)
+	if c.stream == nil {
+		c.poll.Load().post(c) // if c has moved meanwhile, that one passes it on
 	} else {
 		c.stream.wake()
 	}

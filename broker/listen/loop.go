@@ -17,7 +17,8 @@ const tick = 500 * time.Millisecond
 
 // LoopConfig is what all listeners share. The zero value is usable.
 type LoopConfig struct {
-	// Pollers is the number of event loops; 0 is GOMAXPROCS.
+	// Pollers is how many event loops there may be; 0 is GOMAXPROCS. As many are
+	// in use as the load needs.
 	Pollers int
 	// WriteBound is how many bytes may wait to be written to one client before
 	// [Conn.Room] says no; 0 is 1 MiB.
@@ -48,7 +49,9 @@ type Loop struct {
 	pollers []*poller
 
 	now    atomic.Uint32 // ticks since the start, at least 1
-	next   atomic.Uint32 // round robin over the pollers
+	next   atomic.Uint32 // round robin over the active pollers
+	active atomic.Uint32 // pollers[:active] get connections
+	hot    chan struct{} // room for one: a poller has too much to do
 	slots  slots
 	shared counters
 	counts gauges
@@ -83,7 +86,9 @@ func NewLoop(cfg LoopConfig, h Handler) (*Loop, error) {
 	}
 	l := &Loop{cfg: cfg, handler: h, log: cfg.Log, done: make(chan struct{})}
 	l.pool.max = cfg.MaxWorkers
+	l.hot = make(chan struct{}, 1)
 	l.now.Store(1)
+	l.active.Store(1)
 	l.slots.init()
 	if err := l.newPollers(); err != nil {
 		return nil, fmt.Errorf("listen: event loop: %w", err)
@@ -164,8 +169,12 @@ func (l *Loop) sweep() {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	begin := time.Now()
+	balance := newBalancer(l)
 	for {
 		select {
+		case <-l.hot:
+			balance.look(time.Now(), false)
+			continue
 		case <-l.done:
 			l.pool.trim(0, true)
 			return
@@ -175,6 +184,7 @@ func (l *Loop) sweep() {
 		l.now.Store(now)
 		l.slots.sweep(now, func(c *Conn) uint32 { return c.overdue(now) })
 		l.pool.trim(now, false)
+		balance.look(time.Now(), true)
 	}
 }
 

@@ -33,6 +33,8 @@ type poller struct {
 	ep   int
 	wake int // eventfd, edge-triggered: it is written to and never read
 
+	plan     atomic.Pointer[plan] // connections to move to another poller
+	busy     atomic.Int64         // ns not spent waiting
 	stopping atomic.Bool
 	sleeping atomic.Bool // about to block, or blocked, in epoll_wait
 
@@ -120,8 +122,11 @@ func (p *poller) stop() {
 func (p *poller) run() {
 	p.events = make([]unix.EpollEvent, eventBatch)
 	p.buf = make([]byte, prefixSize+readSize)
+	m := meter{p: p}
 	for !p.stopping.Load() {
+		m.idle()
 		n := p.wait()
+		m.work()
 		for i := range p.events[:n] {
 			ev := &p.events[i]
 			if ev.Fd == wakeSlot {
@@ -194,6 +199,10 @@ func (p *poller) tryFlush() (done bool) {
 // event handles one connection's event, or its post (0).
 func (p *poller) event(c *Conn, ev uint32) {
 	defer c.recovered("poller")
+	if c.poll.Load() != p {
+		c.post() // posted before it moved
+		return
+	}
 	if ev&unix.EPOLLOUT != 0 && c.out.pending.Load() > 0 {
 		c.writable(&p.w)
 	}
@@ -204,6 +213,9 @@ func (p *poller) event(c *Conn, ev uint32) {
 		}
 	}
 	p.turn(c)
+	if plan := p.plan.Load(); plan != nil {
+		p.consider(c, plan)
+	}
 }
 
 // turn does for c what can be done now.

@@ -5,6 +5,7 @@ package listen
 import (
 	"errors"
 	"syscall"
+	"time"
 )
 
 // poller exists on Linux only: elsewhere every connection is a stream.
@@ -25,3 +26,9 @@ func sysWrite(int, []byte) (int, error) { return 0, errors.ErrUnsupported }
 func sysShutdown(int)                   {}
 func sysShutdownWrite(int)              {}
 func wouldBlock(error) bool             { return false }
+
+type balancer struct{}
+
+func newBalancer(*Loop) *balancer { return &balancer{} }
+
+func (*balancer) look(time.Time, bool) {}
