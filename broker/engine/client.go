@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	"github.com/herald-mqtt/herald"
-	"github.com/herald-mqtt/herald/broker/listen"
 	"github.com/herald-mqtt/herald/broker/session"
 	"github.com/herald-mqtt/herald/broker/wire"
 	"github.com/herald-mqtt/herald/persistence"

@@ -52,13 +52,16 @@ func (p *poller) consider(c *Conn, plan *plan) {
 	if to == p {
 		return
 	}
-	if unix.EpollCtl(p.ep, unix.EPOLL_CTL_DEL, c.out.fd, nil) != nil {
+	fd := c.out.fd
+	if unix.EpollCtl(p.ep, unix.EPOLL_CTL_DEL, fd, nil) != nil {
 		return
 	}
-	fd := c.out.fd
-	c.poll.Store(to) // from here on c is the other's
-	// What is readable or writable now is reported by the new epoll at once.
-	if err := to.watch(c, fd); err != nil {
+	c.loop.counts.moved.Add(1)
+	// What is readable or writable now is reported by the new epoll at once, and
+	// may reach the other poller before it owns c: it notes that and posts c.
+	err := to.watch(c, fd)
+	c.poll.Store(to) // from here on c, and closing fd, is the other's
+	if err != nil {
 		c.loop.log.Warn("cannot watch a connection, closing it", "error", err)
 		c.Shutdown()
 	}

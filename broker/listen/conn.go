@@ -34,6 +34,7 @@ type Conn struct {
 	paused    atomic.Bool
 	worker    atomic.Bool // a worker runs mochi for a frame
 	more      atomic.Bool // the socket may hold unread bytes
+	hup       atomic.Bool // the peer has closed: read until the end shows, however short a read is
 	posted    atomic.Bool // stands in the owner's queue
 	timedOut  atomic.Bool
 	detached  atomic.Bool // mochi was told ErrDetached: its Close is not meant
@@ -50,12 +51,11 @@ type Conn struct {
 	off        int
 	frame      int // while worker: bytes at off that are mochi's to read
 	scan       bool
-	hup        bool
 	eof        bool
-	registered bool // mochi's EstablishConnection was run
+	registered bool   // mochi's EstablishConnection was run
 	considered uint32 // the last plan that looked at c, see balance_linux.go
-	told       bool // Handler.Closed was called
-	ended      bool // torn down
+	told       bool   // Handler.Closed was called
+	ended      bool   // torn down
 	client     clientState
 
 	connectMu sync.Mutex

@@ -199,18 +199,18 @@ func (p *poller) tryFlush() (done bool) {
 // event handles one connection's event, or its post (0).
 func (p *poller) event(c *Conn, ev uint32) {
 	defer c.recovered("poller")
-	if c.poll.Load() != p {
-		c.post() // posted before it moved
-		return
-	}
 	if ev&unix.EPOLLOUT != 0 && c.out.pending.Load() > 0 {
 		c.writable(&p.w)
 	}
-	if ev&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+	if ev&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.hup.Store(true)
 		c.more.Store(true)
-		if ev&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-			c.hup = true // read until the end shows, however short a read is
-		}
+	} else if ev&unix.EPOLLIN != 0 {
+		c.more.Store(true)
+	}
+	if c.poll.Load() != p {
+		c.post() // it is on its way from one poller to another
+		return
 	}
 	p.turn(c)
 	if plan := p.plan.Load(); plan != nil {
@@ -277,7 +277,7 @@ func (p *poller) pump(c *Conn) {
 		}
 		p.count.bytesIn.Add(int64(n))
 		c.lis.bytesIn.Add(int64(n))
-		if n < len(dst) && !c.hup {
+		if n < len(dst) && !c.hup.Load() {
 			c.more.Store(false)
 		}
 		if now := c.loop.now.Load(); c.heard.Load() != now {
@@ -341,7 +341,7 @@ func (p *poller) discard(c *Conn) {
 		p.count.reads.Add(1)
 		switch {
 		case n > 0:
-			if n < len(p.buf) && !c.hup {
+			if n < len(p.buf) && !c.hup.Load() {
 				c.more.Store(false)
 			}
 		case err != nil && wouldBlock(err):

@@ -9,7 +9,7 @@ type counters struct {
 }
 
 type gauges struct {
-	conns, accepted, refused, panics, malformed atomic.Int64
+	conns, accepted, refused, panics, malformed, moved atomic.Int64
 }
 
 // Stats is a snapshot of the counters since the start.
@@ -23,6 +23,8 @@ type Stats struct {
 	Control           int64 // frames given to mochi
 	Malformed         int64
 	Panics            int64
+	Pollers           int64 // in use
+	Moved             int64 // connections, from poller to poller
 }
 
 // Stats returns a snapshot.
@@ -30,6 +32,7 @@ func (l *Loop) Stats() Stats {
 	s := Stats{
 		Connections: l.counts.conns.Load(), Accepted: l.counts.accepted.Load(), Refused: l.counts.refused.Load(),
 		Panics: l.counts.panics.Load(), Malformed: l.counts.malformed.Load(),
+		Pollers: int64(l.active.Load()), Moved: l.counts.moved.Load(),
 	}
 	add := func(n *counters) {
 		s.BytesIn += n.bytesIn.Load()

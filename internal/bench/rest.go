@@ -47,7 +47,7 @@ func runRetained(ctx context.Context, e *Env, b *peer.Broker) (Sample, error) {
 	var part atomic.Int32
 	side := load.Config{
 		Target: b.Address, QoS: 1, Publishers: 20, Subscribers: 20, Topics: 20, Rate: 1000, Prefix: "side",
-		Warmup: 500 * time.Millisecond, Duration: time.Hour, Part: &part,
+		Warmup: e.pick(2*time.Second, 500*time.Millisecond), Duration: time.Hour, Part: &part,
 	}
 	sideCtx, stop := context.WithCancel(ctx)
 	defer stop()
