@@ -25,6 +25,7 @@ type Conn struct {
 	stream *stream // nil: polled
 	slot   uint32
 	gen    uint32
+	since  uint32         // tick of the accept
 	peer   netip.AddrPort // of TCP; zero for Unix
 
 	poll      atomic.Pointer[poller] // the owner; nil: stream
@@ -49,7 +50,9 @@ type Conn struct {
 	// Owned by the owner of the reading side.
 	in         *buffer // left-over: bytes read and not yet processed, from off
 	off        int
-	frame      int // while worker: bytes at off that are mochi's to read
+	frame      int    // while worker: length of the control frame at off
+	control    []byte // while worker: that frame
+	forMochi   []byte // while worker: what mochi has yet to read of it
 	scan       bool
 	eof        bool
 	registered bool   // mochi's EstablishConnection was run
@@ -90,6 +93,10 @@ func (c *Conn) keepConnect(frame []byte) {
 	c.connect = append([]byte(nil), frame...)
 	c.connectMu.Unlock()
 }
+
+// Control is the frame that mochi is being run for, as it came: mochi's decoder
+// overlooks things. It is valid, and may be asked for, only within mochi's hooks.
+func (c *Conn) Control() []byte { return c.control }
 
 // SetUser attaches v, once, before the first data frame: in mochi's
 // OnSessionEstablish at the latest.

@@ -247,10 +247,12 @@ var serverTLS = func() func(t testing.TB) *tls.Config {
 }()
 
 // connect dials and completes the MQTT handshake.
-func (b *broker) connect() *client {
+func (b *broker) connect() *client { b.t.Helper(); return b.connectAs("c1") }
+
+func (b *broker) connectAs(id string) *client {
 	b.t.Helper()
 	c := b.dial()
-	c.send(connectFrame("c1", 4))
+	c.send(connectFrame(id, 4))
 	c.expect([]byte{0x20, 2, 0, 0})
 	return c
 }

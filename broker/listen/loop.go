@@ -206,16 +206,16 @@ func (c *Conn) overdue(now uint32) uint32 {
 		c.Shutdown()
 		return now + 2
 	}
-	allowed := c.keepalive.Load()
-	if c.version.Load() == 0 {
-		allowed = uint32(c.loop.cfg.ConnectTimeout/tick) + 1
+	allowed, from := c.keepalive.Load(), c.heard.Load()
+	if c.version.Load() == 0 { // a byte now and then buys no time
+		allowed, from = uint32(c.loop.cfg.ConnectTimeout/tick)+1, c.since
 	} else if c.paused.Load() || c.worker.Load() {
 		return now + 2
 	}
 	if allowed == 0 {
 		return never
 	}
-	if due := c.heard.Load() + allowed; now < due {
+	if due := from + allowed; now < due {
 		return due
 	}
 	c.timedOut.Store(true)

@@ -6,6 +6,8 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/herald-mqtt/herald/broker/wire"
 )
 
 // ErrDetached is what mochi gets when it wants to read the next frame: it lets
@@ -84,8 +86,8 @@ func (c *Conn) serve() {
 		if r := recover(); r != nil {
 			c.panicked("control", r)
 		}
-		c.off += c.frame // what mochi did not want to read
-		c.frame = 0
+		c.off += c.frame
+		c.frame, c.control, c.forMochi = 0, nil, nil
 		if c.in != nil && c.off >= len(c.in.b) {
 			c.releaseIn()
 		}
@@ -97,8 +99,11 @@ func (c *Conn) serve() {
 		}
 	}()
 	c.detached.Store(false)
+	c.control = c.in.b[c.off : c.off+c.frame]
+	c.forMochi = c.control
 	if !c.registered {
 		c.registered = true
+		c.forMochi = plainConnect(c.control)
 		err := c.lis.establish(c.lis.cfg.ID, c)
 		if !errors.Is(err, ErrDetached) {
 			c.loop.log.Debug("connection refused or ended", "listener", c.lis.cfg.ID, "error", err)
@@ -126,13 +131,25 @@ func (c *Conn) serve() {
 	c.client.expiry = cl.Properties.Props.SessionExpiryInterval
 }
 
+// plainConnect is a CONNECT as mochi takes it. It refuses what MQTT allows: a will
+// with an empty payload, an empty password, the flags of MQTT 3.1. The will is
+// the engine's business, which reads the original.
+func plainConnect(frame []byte) []byte {
+	con, err := wire.CheckConnect(frame)
+	if err != nil {
+		return frame // was checked before; mochi will refuse it
+	}
+	con.HasWill = false
+	con.HasPassword = len(con.Password) > 0
+	return wire.AppendConnect(make([]byte, 0, len(frame)), &con)
+}
+
 // Read is mochi's: the bytes of the one frame that it is run for, then
 // ErrDetached.
 func (c *Conn) Read(p []byte) (int, error) {
-	if c.frame > 0 && len(p) > 0 {
-		n := copy(p, c.in.b[c.off:c.off+c.frame])
-		c.off += n
-		c.frame -= n
+	if len(c.forMochi) > 0 && len(p) > 0 {
+		n := copy(p, c.forMochi)
+		c.forMochi = c.forMochi[n:]
 		return n, nil
 	}
 	if c.stopped.Load() {

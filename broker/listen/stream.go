@@ -35,7 +35,7 @@ var past = time.Unix(1, 0)
 // newStream counts nothing in: the caller has admitted the socket.
 func (l *Listener) newStream(nc, raw net.Conn, remote net.Addr, state *tls.ConnectionState, since uint32) *Conn {
 	loop := l.loop
-	c := &Conn{loop: loop, lis: l}
+	c := &Conn{loop: loop, lis: l, since: since}
 	c.stream = &stream{c: c, nc: nc, raw: raw, remote: remote, tls: state, signal: make(chan struct{}, 1), hint: streamReadMin}
 	c.out.fd = -1
 	c.heard.Store(since)
