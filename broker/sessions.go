@@ -48,8 +48,12 @@ func (s sessions) Unsubscribe(c net.Conn, r hook.Request) {
 	s.e.Unsubscribe(c.(*listen.Conn), &req)
 }
 
-func (s sessions) Disconnected(c net.Conn, reason byte, expiry uint32, hasExpiry bool) error {
-	err := s.e.Disconnected(c.(*listen.Conn), reason, expiry, hasExpiry)
+func (s sessions) Disconnected(c net.Conn) error {
+	conn := c.(*listen.Conn)
+	reason, expiry, hasExpiry, err := wire.ParseDisconnect(conn.Control(), conn.Version())
+	if err == nil {
+		err = s.e.Disconnected(conn, reason, expiry, hasExpiry)
+	}
 	if err != nil {
 		s.Refuse(c, wire.ReasonProtocol)
 	}

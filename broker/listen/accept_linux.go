@@ -94,7 +94,7 @@ func (l *Listener) adopt(fd int, sa unix.Sockaddr) {
 	}
 	loop := l.loop
 	p := loop.pollers[loop.next.Add(1)%loop.active.Load()]
-	c := &Conn{loop: loop, lis: l}
+	c := &Conn{loop: loop, lis: l, since: loop.now.Load()}
 	c.poll.Store(p)
 	c.out.fd = fd
 	switch a := sa.(type) {
@@ -109,7 +109,7 @@ func (l *Listener) adopt(fd int, sa unix.Sockaddr) {
 		}
 		c.peer = netip.AddrPortFrom(ip, uint16(a.Port))
 	}
-	c.heard.Store(loop.now.Load())
+	c.heard.Store(c.since)
 	loop.begin(c)
 	if err := p.watch(c, fd); err != nil {
 		loop.log.Warn("cannot watch a connection, closing it", "listener", l.cfg.ID, "error", err)

@@ -26,9 +26,10 @@ type Sessions interface {
 	// Subscribe and Unsubscribe carry the request out and answer it.
 	Subscribe(conn net.Conn, req Request)
 	Unsubscribe(conn net.Conn, req Request)
-	// Disconnected notes a DISCONNECT. An error: the client broke the protocol,
-	// was told, and the connection is being closed.
-	Disconnected(conn net.Conn, reason byte, expiry uint32, hasExpiry bool) error
+	// Disconnected notes a DISCONNECT, which it reads from the connection: mochi
+	// overlooks a reason without properties. An error: the client broke the
+	// protocol, was told, and the connection is being closed.
+	Disconnected(conn net.Conn) error
 	// Refuse tells the client why its connection is closed.
 	Refuse(conn net.Conn, reason byte)
 }
@@ -157,11 +158,7 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 	case packets.Unsubscribe:
 		h.sessions.Unsubscribe(cl.Net.Conn, request(pk))
 	case packets.Disconnect:
-		p := &pk.Properties
-		if err := h.sessions.Disconnected(cl.Net.Conn, pk.ReasonCode, p.SessionExpiryInterval, p.SessionExpiryIntervalFlag); err != nil {
-			return pk, err
-		}
-		return pk, nil
+		return pk, h.sessions.Disconnected(cl.Net.Conn)
 	case packets.Auth:
 		// Nobody was let in with an authentication method [MQTT-4.12.0-6].
 		h.sessions.Refuse(cl.Net.Conn, packets.ErrProtocolViolation.Code)
