@@ -127,6 +127,10 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	} else {
 		c.h = &handle{id: row.ID}
 	}
+	c.core.Bound(e.cfg.Queue.sessionLimit())
+	if durable {
+		e.queues.begin(row.ID, name, !exists)
+	}
 	if exists {
 		if err := e.loadSubscriptions(c); err != nil {
 			return Connack{}, err
@@ -393,12 +397,13 @@ func (e *Engine) endClient(c *client, row persistence.Session) {
 	for _, sub := range c.subs {
 		e.unroute(c.h, sub.Filter)
 	}
-	if c.core.Durable() {
+	if c.core.Durable() || c.spilled {
 		if err := e.commit(&persistence.Batch{Delete: []persistence.Session{row}}); err != nil {
 			e.log.Error("ending a session", sessionField(row.ID), errField(err))
 		}
 	}
 	e.dropHandle(row.ID)
+	e.queues.forget(row.ID)
 }
 
 // endAtRest ends a session that nobody is connected to.
@@ -433,6 +438,7 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 	e.groups.settle(e, settled)
 	e.groups.takeBack(e, back)
 	e.dropHandle(row.ID)
+	e.queues.forget(row.ID)
 	return nil
 }
 

@@ -22,18 +22,19 @@ func (e *Engine) deliver(sh *shipment, w *listen.Worker) {
 					if en.NoLocal && en.Target.id == r.from {
 						continue
 					}
-					e.deliverTo(en.Target, r.run, e.grants.of(en.Options), env, w, s)
+					e.deliverTo(en.Target, r, e.grants.of(en.Options), env, w, s)
 				}
 			}
 		}
 		for _, d := range r.to {
-			e.deliverTo(d.h, r.run, d.g, env, w, s)
+			e.deliverTo(d.h, r, d.g, env, w, s)
 		}
 	}
 }
 
 // deliverTo hands a run to one session or group.
-func (e *Engine) deliverTo(h *handle, run *wire.Run, g *session.Grant, env session.Env, w *listen.Worker, s *scratch) {
+func (e *Engine) deliverTo(h *handle, r *routed, g *session.Grant, env session.Env, w *listen.Worker, s *scratch) {
+	run := r.run
 	if h.group != nil {
 		h.group.deliver(e, run, g, env, w, s)
 		return
@@ -45,7 +46,11 @@ func (e *Engine) deliverTo(h *handle, run *wire.Run, g *session.Grant, env sessi
 	c.mu.Lock()
 	if c.conn != nil {
 		fx := c.begin(s)
-		c.core.Deliver(run, 0, len(run.Messages), g, 0, env, fx)
+		if h.stored(r.epoch) {
+			c.core.Deliver(run, 0, len(run.Messages), g, 0, env, fx)
+		} else {
+			c.core.DeliverLive(run, 0, len(run.Messages), g, env, fx)
+		}
 		e.end(c, env, w, s)
 	}
 	c.mu.Unlock()
@@ -79,9 +84,23 @@ func (e *Engine) end(c *client, env session.Env, w *listen.Worker, s *scratch) {
 			e.store.Commit(b, nil)
 		}
 	}
+	if fx.Spill {
+		fx.Spill = false
+		e.spill(c)
+	}
 	if len(fx.Settled) > 0 {
 		e.groups.settle(e, fx.Settled)
 		fx.Settled = fx.Settled[:0]
+	}
+	if fx.Done > 0 {
+		e.queues.settled(c.h.id, fx.Done, fx.DoneBytes)
+		fx.Done, fx.DoneBytes = 0, 0
+	}
+	if fx.Full {
+		fx.Full = false
+		conn := c.conn
+		conn.CloseAfter(w, wire.AppendDisconnect(nil, c.version, wire.ReasonQuota, "", ""))
+		e.abandon(conn)
 	}
 	e.account(fx)
 	if len(c.retained) > 0 && c.core.Wants() {
@@ -94,13 +113,40 @@ func (e *Engine) account(fx *session.Effects) {
 	if fx.Delivered > 0 {
 		e.stats.Sent.Add(int64(fx.Delivered))
 	}
-	if fx.Dropped|fx.Expired|fx.TooLarge != 0 {
+	if fx.Dropped|fx.Expired|fx.TooLarge|fx.Overflow != 0 {
 		e.stats.DroppedQoS0.Add(int64(fx.Dropped))
 		e.stats.Expired.Add(int64(fx.Expired))
 		e.stats.TooLarge.Add(int64(fx.TooLarge))
-		fx.Dropped, fx.Expired, fx.TooLarge = 0, 0, 0
+		e.stats.QueueFull.Add(int64(fx.Overflow))
+		fx.Dropped, fx.Expired, fx.TooLarge, fx.Overflow = 0, 0, 0, 0
 	}
 	fx.Delivered = 0
+}
+
+// spill gives an ephemeral session an inbox, because it is too slow for what
+// comes; c.mu is held. Its row has it ended should the process die.
+func (e *Engine) spill(c *client) {
+	c.spilled = true
+	row := c.row
+	row.ExpiryInterval = 0
+	core := c.core
+	e.store.Commit(&persistence.Batch{Sessions: []persistence.Session{row}}, func(err error) {
+		if err != nil {
+			e.worker(c).call(func(w *listen.Worker) { c.fail(wire.ReasonBusy, w) })
+			return
+		}
+		e.background(func() {
+			e.spillMu.Lock()
+			epoch := e.epoch.Load() + 1
+			c.h.spilled.Store(epoch)
+			e.epoch.Store(epoch)
+			e.spillMu.Unlock()
+			e.flight.pass()
+			e.worker(c).call(func(w *listen.Worker) {
+				e.step(c, core, w, func(session.Env, *session.Effects) { core.Spilled() })
+			})
+		})
+	})
 }
 
 // storeSent commits packet ids before what waits for them is sent.

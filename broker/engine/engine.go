@@ -95,9 +95,12 @@ type Engine struct {
 	index *topic.Index[*handle]
 
 	flight  flight
+	epoch   atomic.Uint32 // of routing: rises when an ephemeral session gets an inbox
+	spillMu sync.Mutex    // serialises that
 	workers []*worker
 	claims  claims
 	groups  groups
+	queues  queues
 	sys     sysTree
 	stats   Stats
 
@@ -124,6 +127,16 @@ type handle struct {
 	live    atomic.Pointer[client] // nil while nobody is connected
 	group   *group                 // of a shared subscription
 	durable bool
+	spilled atomic.Uint32 // of an ephemeral session: since which routing epoch it has an inbox; 0: it has none
+}
+
+// stored tells whether what is routed in an epoch goes into the inbox of h.
+func (h *handle) stored(epoch uint32) bool {
+	if h.durable {
+		return true
+	}
+	since := h.spilled.Load()
+	return since != 0 && epoch >= since
 }
 
 // New returns an engine on a store. It is idle until Start.
@@ -142,6 +155,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.claims.m = make(map[string]*claim)
 	e.groups.init()
+	e.queues.init(cfg.Queue)
 	e.sys.init()
 	return e
 }

@@ -60,6 +60,9 @@ func (e *Engine) load(ctx context.Context) error {
 		if s.Kind == persistence.Client && s.Disconnected == 0 {
 			left = append(left, s)
 		}
+		if s.Kind == persistence.Client {
+			e.queues.begin(s.ID, s.Name, false)
+		}
 		if s.Kind == persistence.Group {
 			return e.groups.restore(e, s)
 		}
@@ -154,7 +157,7 @@ func (e *Engine) mark() {
 	e.clientsMu.RLock()
 	cs := make([]*client, 0, len(e.clients))
 	for _, c := range e.clients {
-		if c.core.Durable() {
+		if c.core.Durable() || c.h.spilled.Load() != 0 {
 			cs = append(cs, c)
 		}
 	}

@@ -20,6 +20,8 @@ type routed struct {
 	from  herald.SessionID
 	pids  []uint16 // QoS 2 of a durable session, to be held
 	hold  bool
+	// epoch is the routing epoch in which it was matched.
+	epoch uint32
 	// numbered: something is kept of it, so the messages need IDs.
 	numbered bool
 }
@@ -92,6 +94,7 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 		return false
 	}
 	qos := r.run.Messages[0].QoS
+	r.epoch = e.epoch.Load()
 	var targets []persistence.Target
 	if len(m.Nodes) == 1 {
 		snap := m.Nodes[0].Subscribers()
@@ -104,7 +107,7 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 				if g := en.Target.group; g != nil {
 					r.numbered = true
 				}
-				if en.Target.durable && en.QoS > 0 && qos > 0 {
+				if en.QoS > 0 && qos > 0 && en.Target.stored(r.epoch) && (!e.queues.on || e.enqueue(en.Target, r.run.Messages)) {
 					targets = append(targets, e.target(en.Target.id, en.Options))
 				}
 			}
@@ -117,7 +120,7 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 			if d.h.group != nil {
 				r.numbered = true
 			}
-			if d.h.durable && d.g.QoS > 0 && qos > 0 {
+			if d.g.QoS > 0 && qos > 0 && d.h.stored(r.epoch) && (!e.queues.on || e.enqueue(d.h, r.run.Messages)) {
 				targets = append(targets, persistence.Target{Session: d.h.id, QoS: d.g.QoS, Retain: d.g.Retain, Identifiers: d.g.Identifiers})
 			}
 		}

@@ -57,13 +57,23 @@ func (s *Session) Pubcomp(pid uint16, fx *Effects) {
 }
 
 // settle notes that the message of a slot is done with.
-func (s *Session) settle(sl *slot, fx *Effects) { s.settleID(sl.src, sl.id, fx) }
+func (s *Session) settle(sl *slot, fx *Effects) {
+	var m *herald.Message
+	if sl.run != nil {
+		m = sl.run.Messages[sl.i]
+	}
+	s.settleID(sl.src, sl.id, m, fx)
+}
 
-func (s *Session) settleID(src herald.SessionID, id herald.ID, fx *Effects) {
+func (s *Session) settleID(src herald.SessionID, id herald.ID, m *herald.Message, fx *Effects) {
+	if s.limit.Counted && src == 0 && m != nil {
+		fx.Done++
+		fx.DoneBytes += m.Size()
+	}
 	switch {
 	case src != 0:
 		fx.Settled = append(fx.Settled, Settled{Source: src, ID: id})
-	case s.durable:
+	case s.inbox && id != 0:
 		s.settled = append(s.settled, id)
 		s.dirty = true
 	}
@@ -83,7 +93,7 @@ func (s *Session) finish(sl *slot) {
 // MarkInto adds the session's mark to b, and the packet ids that it frees, if
 // there is anything new to tell.
 func (s *Session) MarkInto(env Env, b *persistence.Batch) {
-	if !s.durable || !s.dirty {
+	if !s.inbox || !s.dirty {
 		return
 	}
 	b.Marks = append(b.Marks, s.mark(env))
@@ -98,7 +108,7 @@ func (s *Session) MarkInto(env Env, b *persistence.Batch) {
 }
 
 // Dirty tells whether there is anything new for MarkInto.
-func (s *Session) Dirty() bool { return s.durable && s.dirty }
+func (s *Session) Dirty() bool { return s.inbox && s.dirty }
 
 // mark returns what may be said to be settled.
 func (s *Session) mark(env Env) persistence.Mark {
@@ -117,7 +127,7 @@ func (s *Session) advance(env Env) {
 	}
 	for _, sl := range s.window.slots {
 		// Released and receipt are settled, and so is what a group dealt.
-		if sl.src == 0 && (sl.state == published || sl.state == staged || sl.state == awaited) {
+		if sl.src == 0 && sl.id != 0 && (sl.state == published || sl.state == staged || sl.state == awaited) {
 			low = min(low, sl.id-1)
 		}
 	}

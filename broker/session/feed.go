@@ -15,7 +15,6 @@ type item struct {
 	src      herald.SessionID
 	from, to int32
 	pid      uint16 // sent before under this packet id
-	mixed    bool   // the run's messages differ in QoS or topic
 }
 
 // feedState tells where a session gets its messages from.
@@ -188,7 +187,7 @@ func (f *feed) page(entries []persistence.Entry, limit int, pid func(herald.ID) 
 		if _, ok := f.seen[id]; ok {
 			continue
 		}
-		f.push(item{run: run, g: grants.of(&entries[i]), from: int32(i), to: int32(i + 1), mixed: true, pid: pid(id)})
+		f.push(item{run: run, g: grants.of(&entries[i]), from: int32(i), to: int32(i + 1), pid: pid(id)})
 		f.skip(id)
 	}
 	switch {
@@ -286,7 +285,9 @@ func (f *feed) lowest() herald.ID {
 			return
 		}
 		for i := it.from; i < it.to; i++ {
-			low = min(low, it.run.Messages[i].ID)
+			if id := it.run.Messages[i].ID; id != 0 { // 0: of an ephemeral session
+				low = min(low, id)
+			}
 		}
 	}
 	f.pending.each(note)
@@ -333,6 +334,13 @@ func (q *queue) push(it item) {
 }
 
 func (q *queue) front() *item { return &q.ring[q.head] }
+
+func (q *queue) back() *item { return &q.ring[(q.head+q.n-1)&(len(q.ring)-1)] }
+
+func (q *queue) popBack() {
+	*q.back() = item{}
+	q.n--
+}
 
 func (q *queue) pop() {
 	q.ring[q.head] = item{}

@@ -178,7 +178,7 @@ func (g *Group) TakeBack(ids []herald.ID) {
 		}
 		delete(g.dealt, id)
 		if d.run != nil {
-			g.back.push(item{run: d.run, g: d.g, from: d.i, to: d.i + 1, mixed: true})
+			g.back.push(item{run: d.run, g: d.g, from: d.i, to: d.i + 1})
 			continue
 		}
 		g.rewind(id)

@@ -56,6 +56,10 @@ type Effects struct {
 	// Tidy: much has settled, so MarkInto should be called now rather than in
 	// its time, or the store keeps what nobody needs any more.
 	Tidy bool
+	// Spill: more waits than memory should hold, and the session has no inbox.
+	// It should get one, and Spilled be called when nothing is under way any
+	// more that was routed before.
+	Spill bool
 	// Settled are entries of groups' inboxes that are done with.
 	Settled []Settled
 	// Read asks for Page with what stands in the inbox behind After, at most
@@ -64,7 +68,11 @@ type Effects struct {
 	After     herald.ID
 	ReadLimit int
 	// Counts of what was not delivered, by reason.
-	Expired, TooLarge, Dropped int
+	Expired, TooLarge, Dropped, Overflow int
+	// Done and DoneBytes are what has settled, if that is counted.
+	Done, DoneBytes int
+	// Full: the connection is to be closed, because the queue is full.
+	Full bool
 	// Delivered counts PUBLISHes that were sent.
 	Delivered int
 }
@@ -106,6 +114,12 @@ type Session struct {
 	id      herald.SessionID
 	durable bool
 
+	// inbox: the session has one in the store. Durable sessions always do, an
+	// ephemeral one from Spilled on.
+	inbox    bool
+	spilling bool
+	limit    Limit
+
 	// Of the connection; meaningful while attached.
 	attached bool
 	p        Params
@@ -128,8 +142,35 @@ type Session struct {
 
 // New returns a session without a connection.
 func New(id herald.SessionID, durable bool) *Session {
-	return &Session{id: id, durable: durable}
+	return &Session{id: id, durable: durable, inbox: durable}
 }
+
+// Limit bounds what waits in a session's memory.
+type Limit struct {
+	// Counted: Effects tell what has settled, to somebody who counts the inbox.
+	Counted bool
+	// Messages and Bytes bound what waits of messages that are in no inbox; 0 is
+	// no bound.
+	Messages, Bytes int
+	// Full is what happens beyond.
+	Full Full
+}
+
+// Full is what becomes of messages that find a queue full.
+type Full byte
+
+// What becomes of them.
+const (
+	// DropOldest drops what has waited longest.
+	DropOldest Full = iota
+	// DropNew drops what comes.
+	DropNew
+	// Disconnect ends the connection.
+	Disconnect
+)
+
+// Bound sets the limits, before Attach.
+func (s *Session) Bound(l Limit) { s.limit = l }
 
 // ID is the session's identity.
 func (s *Session) ID() herald.SessionID { return s.id }
@@ -252,16 +293,96 @@ func (s *Session) Deliver(run *wire.Run, from, to int, g *Grant, src herald.Sess
 		return
 	}
 	it := item{run: run, g: g, src: src, from: int32(from), to: int32(to)}
-	if s.durable && src == 0 && !s.feed.admit(&it, s, env) {
+	if s.inbox && src == 0 && !s.feed.admit(&it, s, env) {
 		return
 	}
+	s.accept(it, env, fx)
+}
+
+// DeliverLive is Deliver for messages that do not stand in the session's inbox:
+// it has none, or had none when they were routed.
+func (s *Session) DeliverLive(run *wire.Run, from, to int, g *Grant, env Env, fx *Effects) {
+	switch {
+	case !s.attached || from >= to:
+	case g.QoS == 0 || run.Messages[from].QoS == 0:
+		s.deliver0(run, from, to, g, env, fx)
+	default:
+		s.accept(item{run: run, g: g, from: int32(from), to: int32(to)}, env, fx)
+	}
+}
+
+// accept sends an item, or as much of it as may be sent, and lets the rest wait.
+func (s *Session) accept(it item, env Env, fx *Effects) {
 	if s.feed.pending.n == 0 && len(s.stage) == 0 {
 		s.send(&it, env, fx)
 	}
 	if it.from < it.to {
 		s.feed.push(it)
 	}
+	if !s.inbox && s.full() {
+		s.overflow(fx)
+	}
+	if !s.inbox && !s.spilling && (s.feed.count > 2*maxPending || s.feed.bytes > 2*maxPendingBytes) {
+		s.spilling, fx.Spill = true, true
+	}
 }
+
+func (s *Session) full() bool {
+	l := &s.limit
+	return l.Messages > 0 && s.feed.count > l.Messages || l.Bytes > 0 && s.feed.bytes > l.Bytes
+}
+
+// overflow does with a queue that is too long what its limit says.
+func (s *Session) overflow(fx *Effects) {
+	if s.limit.Full == Disconnect {
+		fx.Full = true
+		return
+	}
+	for s.full() && s.feed.pending.n > 0 {
+		if s.limit.Full == DropOldest {
+			s.dropOldest(fx)
+			continue
+		}
+		it := s.feed.pending.back()
+		it.to--
+		s.feed.count--
+		s.feed.bytes -= it.run.Messages[it.to].Size()
+		fx.Overflow++
+		if it.from == it.to {
+			s.feed.pending.popBack()
+		}
+	}
+}
+
+// DropOldest drops up to n of the messages that wait in memory, those that have
+// waited longest, and returns how many there were. Messages that were sent are
+// not dropped.
+func (s *Session) DropOldest(n int, fx *Effects) int {
+	dropped := 0
+	for dropped < n && s.feed.pending.n > 0 && s.feed.pending.front().pid == 0 {
+		s.dropOldest(fx)
+		dropped++
+	}
+	return dropped
+}
+
+func (s *Session) dropOldest(fx *Effects) {
+	it := s.feed.pending.front()
+	m := it.run.Messages[it.from]
+	it.from++
+	s.feed.took(it, 1)
+	src := it.src
+	if it.from == it.to {
+		s.feed.pending.pop()
+	}
+	fx.Overflow++
+	s.settleID(src, m.ID, m, fx)
+}
+
+// Spilled gives an ephemeral session that asked for it an inbox, because too
+// much waits for it in memory: from the next message on that was routed to the
+// inbox, it may leave there what it cannot send.
+func (s *Session) Spilled() { s.inbox = true }
 
 // deliver0 sends at QoS 0, or drops what does not fit.
 func (s *Session) deliver0(run *wire.Run, from, to int, g *Grant, env Env, fx *Effects) {
@@ -349,7 +470,7 @@ func (s *Session) Pump(env Env, fx *Effects) {
 	if len(s.settled) > s.tidyAt {
 		s.advance(env)
 		s.tidyAt = max(maxSettled/16, 2*len(s.settled))
-		fx.Tidy = s.durable
+		fx.Tidy = s.inbox
 	}
 	for s.feed.pending.n > 0 && s.room(fx) > 0 {
 		it := s.feed.pending.front()
@@ -414,7 +535,7 @@ func (s *Session) DeliverMixed(run *wire.Run, g *Grant, env Env, fx *Effects) {
 			s.deliver0(run, i, i+1, g, env, fx)
 			continue
 		}
-		s.feed.push(item{run: run, g: g, from: int32(i), to: int32(i + 1), mixed: true})
+		s.feed.push(item{run: run, g: g, from: int32(i), to: int32(i + 1)})
 	}
 	s.Pump(env, fx)
 }
@@ -431,6 +552,6 @@ func (s *Session) Restore(pid uint16, m *herald.Message, g *Grant, env Env, fx *
 		s.orphan(sl, fx)
 		return
 	}
-	s.feed.push(item{run: wire.MakeRun([]*herald.Message{m}), g: g, src: sl.src, to: 1, pid: pid, mixed: true})
+	s.feed.push(item{run: wire.MakeRun([]*herald.Message{m}), g: g, src: sl.src, to: 1, pid: pid})
 	s.Pump(env, fx)
 }

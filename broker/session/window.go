@@ -163,7 +163,7 @@ func (s *Session) send(it *item, env Env, fx *Effects) {
 	}
 	first := it.run.Messages[it.from]
 	qos := min(first.QoS, it.g.QoS)
-	if (qos == 1 || !s.durable) && len(s.stage) == 0 && it.pid == 0 && !it.mixed && !it.g.Retain && len(it.g.Identifiers) == 0 &&
+	if (qos == 1 || !s.durable) && len(s.stage) == 0 && it.pid == 0 && !it.g.Retain && len(it.g.Identifiers) == 0 &&
 		s.aliases == nil && it.run.Static(s.p.Version, qos, s.p.MaxPacket) && (first.Expires == 0 || env.Now < first.Expires) {
 		s.sendStatic(it, n, qos, fx)
 		return
@@ -201,7 +201,7 @@ func (s *Session) sendOne(it *item, env Env, fx *Effects) {
 	resend := it.pid != 0
 	if !resend && m.Expires != 0 && env.Now >= m.Expires {
 		fx.Expired++
-		s.settleID(it.src, m.ID, fx)
+		s.settleID(it.src, m.ID, m, fx)
 		return
 	}
 	if qos == 0 {
@@ -210,7 +210,7 @@ func (s *Session) sendOne(it *item, env Env, fx *Effects) {
 		} else {
 			fx.Delivered++
 		}
-		s.settleID(it.src, m.ID, fx)
+		s.settleID(it.src, m.ID, m, fx)
 		return
 	}
 	var sl *slot
@@ -221,7 +221,7 @@ func (s *Session) sendOne(it *item, env Env, fx *Effects) {
 	} else {
 		if s.tooLarge(m, qos, it.g) {
 			fx.TooLarge++
-			s.settleID(it.src, m.ID, fx)
+			s.settleID(it.src, m.ID, m, fx)
 			return
 		}
 		sl = s.window.alloc()

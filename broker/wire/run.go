@@ -19,6 +19,7 @@ type Run struct {
 
 	// dynamic: a message expires, so it and its encoding depend on the moment.
 	dynamic bool
+	mixed   bool // the messages differ in QoS
 	classes [4]atomic.Pointer[encoding]
 }
 
@@ -49,11 +50,16 @@ func MakeRun(msgs []*herald.Message) *Run {
 	for _, m := range msgs {
 		if m.Expires != 0 {
 			r.dynamic = true
-			break
+		}
+		if m.QoS != msgs[0].QoS {
+			r.mixed = true
 		}
 	}
 	return r
 }
+
+// Mixed tells that the messages differ in QoS.
+func (r *Run) Mixed() bool { return r.mixed }
 
 // Preset gives the run the frames that its publisher sent, so that they need
 // not be encoded again: frames back to back in a buffer that the run owns from
@@ -104,10 +110,10 @@ func (r *Run) encoded(v herald.Version, qos byte) *encoding {
 }
 
 // Static tells whether messages from..to of the run can be sent to a client of
-// version v by [Run.AppendStatic]: none of them expires, and no
+// version v by [Run.AppendStatic]: all have one QoS, none expires, and no
 // frame is longer than maxPacket bytes (0: no bound).
 func (r *Run) Static(v herald.Version, qos byte, maxPacket uint32) bool {
-	if r.dynamic {
+	if r.dynamic || r.mixed {
 		return false
 	}
 	return maxPacket == 0 || r.encoded(v, qos).longest <= maxPacket
