@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -78,6 +77,7 @@ func (b *Broker) build() error {
 		Queue: engine.QueueLimits{
 			Messages: b.cfg.Queue.MaxMessages, Bytes: int64(b.cfg.Queue.MaxBytes), Full: b.cfg.Queue.Full,
 		},
+		BackgroundAbove: b.cfg.Inbox.BackgroundAbove,
 		Shared: engine.SharedConfig{
 			Durable: b.cfg.Shared.Durable, Expiry: b.cfg.Shared.Expiry, Strategy: strategy,
 		},
@@ -93,7 +93,7 @@ func (b *Broker) build() error {
 		return err
 	}
 	b.loop, err = listen.NewLoop(listen.LoopConfig{
-		Pollers: pollers(), MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
+		MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
 	}, handler{b.engine})
 	if err != nil {
 		return err
@@ -146,10 +146,13 @@ func (b *Broker) stop() error {
 		c.CloseAfter(w, wire.AppendDisconnect(nil, c.Version(), wire.ReasonShuttingDown, "", ""))
 	})
 	w.Flush()
-	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout)
+	// The connections get most of the time; the rest is for engine and store.
+	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*6/10)
 	defer cancel()
 	err := b.loop.Stop(ctx)
-	b.engine.Stop()
+	ctx, cancel = context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*2/10)
+	defer cancel()
+	b.engine.Stop(ctx)
 	return errors.Join(err, b.mochi.Close(), b.store.Close())
 }
 
@@ -176,10 +179,3 @@ func (b *Broker) Listening() []string {
 	}
 	return out
 }
-
-// pollers is the number of event loops: half the processors, at least one. The
-// other half is for commits, the collector of garbage, and the system's side of
-// the network; with a loop on every processor each wakes up more often and finds
-// less (two processors, 1,000 pairs at 20,000 messages a second: 24 µs of CPU a
-// message with two loops, 17 µs with one).
-func pollers() int { return max(1, runtime.GOMAXPROCS(0)/2) }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"runtime"
 	"sync"
 
@@ -67,8 +68,9 @@ func (f *flight) closed() herald.ID {
 	return f.last
 }
 
-// pass returns when everything is through that was under way when it was called.
-func (f *flight) pass() {
+// pass returns when everything is through that was under way when it was called,
+// or when ctx ends.
+func (f *flight) pass(ctx context.Context) {
 	f.mu.Lock()
 	last := f.last
 	for len(f.queue) > 0 && f.queue[0].first <= last {
@@ -77,7 +79,11 @@ func (f *flight) pass() {
 		}
 		ch := f.moved
 		f.mu.Unlock()
-		<-ch
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return
+		}
 		f.mu.Lock()
 	}
 	f.mu.Unlock()
@@ -124,10 +130,15 @@ func (e *Engine) ship(s *shipment, w *listen.Worker) {
 	})
 }
 
-// landed ends a shipment.
+// landed ends a shipment. What is still to be spread keeps its passage.
 func (e *Engine) landed(s *shipment) {
-	for _, p := range s.passage {
-		e.flight.finish(p)
+	if s.err != nil {
+		e.outbox.cancel(s)
+	}
+	if s.err != nil || !e.outbox.post(s) {
+		for _, p := range s.passage {
+			e.flight.finish(p)
+		}
 	}
 	if s.then != nil {
 		s.then()

@@ -34,6 +34,9 @@ func (e *Engine) deliver(sh *shipment, w *listen.Worker) {
 
 // deliverTo hands a run to one session or group.
 func (e *Engine) deliverTo(h *handle, r *routed, g *session.Grant, env session.Env, w *listen.Worker, s *scratch) {
+	if r.wide != nil && h.stored(r.epoch) {
+		return // it is the outbox's
+	}
 	run := r.run
 	if h.group != nil {
 		h.group.deliver(e, run, g, env, w, s)
@@ -141,7 +144,7 @@ func (e *Engine) spill(c *client) {
 			c.h.spilled.Store(epoch)
 			e.epoch.Store(epoch)
 			e.spillMu.Unlock()
-			e.flight.pass()
+			e.flight.pass(e.ctx)
 			e.worker(c).call(func(w *listen.Worker) {
 				e.step(c, core, w, func(session.Env, *session.Effects) { core.Spilled() })
 			})

@@ -11,7 +11,7 @@
 //
 // Sessions come and go in attach.go, subscriptions in subscribe.go, retained
 // messages in retained.go, wills and expiry in housekeeping.go, shared
-// subscriptions in group.go.
+// subscriptions in group.go, wide publishes in outbox.go, bounds in queue.go.
 //
 // Locks, in the order in which they may be taken: claim (one client id),
 // group.mu, client.mu, client.pmu, the connection's own.
@@ -58,6 +58,9 @@ type Config struct {
 	AliasMaximum uint16
 	// Queue bounds the queue of one session.
 	Queue QueueLimits
+	// BackgroundAbove: what is due to more sessions with an inbox than this is
+	// spread after it was acknowledged. 0: never.
+	BackgroundAbove int
 	// Shared tells how shared subscriptions are served.
 	Shared SharedConfig
 	// SysInterval is how often $SYS is published. 0: never.
@@ -101,6 +104,7 @@ type Engine struct {
 	claims  claims
 	groups  groups
 	queues  queues
+	outbox  outbox
 	sys     sysTree
 	stats   Stats
 
@@ -156,6 +160,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	e.claims.m = make(map[string]*claim)
 	e.groups.init()
 	e.queues.init(cfg.Queue)
+	e.outbox.init(cfg.BackgroundAbove)
 	e.sys.init()
 	return e
 }
@@ -172,17 +177,24 @@ func (e *Engine) Start(ctx context.Context) error {
 		defer e.bg.Done()
 		e.housekeep()
 	}()
+	e.bg.Add(1)
+	go func() {
+		defer e.bg.Done()
+		e.spreadOutbox()
+	}()
 	return nil
 }
 
 // Stop ends what runs in the background, after the connections were closed. It
-// returns when everything that was accepted is committed and answered.
-func (e *Engine) Stop() {
+// returns when everything that was accepted is committed, or, with some of it
+// left for the next start to find, when ctx ends.
+func (e *Engine) Stop(ctx context.Context) {
 	if !e.stopping.CompareAndSwap(false, true) {
 		return
 	}
 	close(e.quit)
-	e.flight.pass()
+	e.flight.pass(ctx)
+	e.outbox.end()
 	e.bg.Wait()
 	stopWorkers(e.workers)
 	e.cancel()

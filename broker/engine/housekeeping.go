@@ -108,6 +108,9 @@ func (e *Engine) load(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := e.recoverOutbox(ctx); err != nil {
+		return err
+	}
 	e.log.Info("sessions loaded", zap.Int("subscriptions", n), zap.Int("were_connected", len(left)),
 		zap.Int64("ms", e.now()-started))
 	return nil

@@ -22,6 +22,9 @@ type routed struct {
 	hold  bool
 	// epoch is the routing epoch in which it was matched.
 	epoch uint32
+	// wide: the sessions with an inbox that it is due to, if they are so many that
+	// they get it after the acknowledgement (outbox.go).
+	wide []due
 	// numbered: something is kept of it, so the messages need IDs.
 	numbered bool
 }
@@ -124,6 +127,12 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 				targets = append(targets, persistence.Target{Session: d.h.id, QoS: d.g.QoS, Retain: d.g.Retain, Identifiers: d.g.Identifiers})
 			}
 		}
+	}
+	if len(targets) > 0 && e.outbox.takes(len(targets), m.Topic) {
+		r.numbered = true
+		r.wide = e.wide(r)
+		b.Spreads = append(b.Spreads, outboxSpread(r.run.Messages))
+		return matched
 	}
 	if len(targets) > 0 {
 		r.numbered = true

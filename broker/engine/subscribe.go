@@ -82,7 +82,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		return
 	}
 	upTo := e.newID() // what is retained later comes as a publish
-	e.flight.pass()
+	e.flight.pass(e.ctx)
 	for i, sub := range fresh {
 		if sub != nil && e.wantsRetained(sub, existed[i], req.Filters[i].Shared) {
 			e.sendRetained(c, sub, upTo, w)
