@@ -120,6 +120,7 @@ type Engine struct {
 	stopping atomic.Bool
 	refusing atomic.Bool
 	bg       sync.WaitGroup
+	slots    chan struct{} // one taken by each function that runs in the background
 	quit     chan struct{}
 	grants   grants
 }
@@ -155,6 +156,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 		handles: make(map[herald.SessionID]*handle),
 		clients: make(map[string]*client),
 		quit:    make(chan struct{}),
+		slots:   make(chan struct{}, backgroundSlots),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.claims.m = make(map[string]*claim)

@@ -33,15 +33,15 @@ func (e *Engine) background(f func()) {
 	e.bg.Add(1)
 	go func() {
 		defer e.bg.Done()
-		backgroundSlots <- struct{}{}
-		defer func() { <-backgroundSlots }()
+		e.slots <- struct{}{}
+		defer func() { <-e.slots }()
 		f()
 	}()
 }
 
 // backgroundSlots bounds the reads of queues and retained messages that go on at
 // the same time, so that they leave room for what is live.
-var backgroundSlots = make(chan struct{}, 16)
+const backgroundSlots = 16
 
 // load reads what must be known before the first connection: subscriptions, and
 // what a crash left connected.
