@@ -36,7 +36,7 @@ func listenOptions(_, _ string, raw syscall.RawConn) error {
 // accept runs until the listener is closed.
 func (l *Listener) accept() {
 	polled := l.cfg.Protocol == TCP || l.cfg.Protocol == Unix
-	if !polled || l.cfg.ProxyProtocol {
+	if !polled {
 		l.acceptStreams()
 		return
 	}
@@ -94,7 +94,7 @@ func (l *Listener) adopt(fd int, sa unix.Sockaddr) {
 	}
 	loop := l.loop
 	p := loop.pollers[loop.next.Add(1)%loop.active.Load()]
-	c := &Conn{loop: loop, lis: l, since: loop.now.Load()}
+	c := &Conn{loop: loop, lis: l, since: loop.now.Load(), awaitProxy: l.cfg.ProxyProtocol}
 	c.poll.Store(p)
 	c.out.fd = fd
 	switch a := sa.(type) {

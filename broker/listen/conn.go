@@ -28,7 +28,8 @@ type Conn struct {
 	since  uint32         // tick of the accept
 	peer   netip.AddrPort // of TCP; zero for Unix
 
-	poll      atomic.Pointer[poller] // the owner; nil: stream
+	poll      atomic.Pointer[poller]         // the owner; nil: stream
+	via       atomic.Pointer[netip.AddrPort] // the client's address by the PROXY protocol
 	version   atomic.Uint32
 	stopped   atomic.Bool // nothing that arrives is processed any more
 	dead      atomic.Bool // to be torn down as soon as its owner can
@@ -55,6 +56,7 @@ type Conn struct {
 	forMochi   []byte // while worker: what mochi has yet to read of it
 	scan       bool
 	eof        bool
+	awaitProxy bool   // the PROXY protocol header comes first
 	registered bool   // mochi's EstablishConnection was run
 	considered uint32 // the last plan that looked at c, see balance_linux.go
 	told       bool   // Handler.Closed was called
@@ -141,6 +143,8 @@ func (c *Conn) RemoteAddr() net.Addr {
 	switch {
 	case c.stream != nil:
 		return c.stream.remote
+	case c.via.Load() != nil:
+		return net.TCPAddrFromAddrPort(*c.via.Load())
 	case c.peer.IsValid():
 		return net.TCPAddrFromAddrPort(c.peer)
 	}

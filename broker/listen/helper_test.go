@@ -173,7 +173,7 @@ func transports(t *testing.T, f func(t *testing.T, cfg Config)) {
 	}
 }
 
-func transport(t *testing.T, name string) Config {
+func transport(t testing.TB, name string) Config {
 	cfg := Config{Protocol: name}
 	switch name {
 	case Unix:
@@ -321,4 +321,10 @@ func portOf(addr string) int {
 		panic(err)
 	}
 	return a.Port
+}
+
+func (l *Loop) workersRunning() int {
+	l.pool.mu.Lock()
+	defer l.pool.mu.Unlock()
+	return l.pool.running
 }

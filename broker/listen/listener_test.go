@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -240,12 +241,28 @@ func TestProxyProtocol(t *testing.T) {
 	require.Equal(t, "192.0.2.9:4711", <-remote)
 	try("PROXY TCP6 2001:db8::1 2001:db8::2 4712 1883\r\n").expect([]byte{0x20, 2, 0, 0})
 	require.Equal(t, "[2001:db8::1]:4712", <-remote)
+	// In pieces, and from a load balancer that only looks whether we live.
+	c := try("")
+	_ = c.Close()
 	nc, err := net.Dial("tcp", b.l.Address())
 	require.NoError(t, err)
-	defer nc.Close()
-	_, err = nc.Write(connectFrame("c1", 4))
-	require.NoError(t, err)
-	_, err = io.ReadAll(nc)
-	_ = err // closed or reset: either way no answer came
-	require.EqualValues(t, 2, b.loop.Stats().Accepted)
+	t.Cleanup(func() { _ = nc.Close() })
+	c = &client{t, nc}
+	for _, x := range []byte("PROXY TCP4 192.0.2.9 192.0.2.1 4713 1883\r\n") {
+		c.send([]byte{x})
+	}
+	c.send(connectFrame("c1", 4))
+	c.expect([]byte{0x20, 2, 0, 0})
+	require.Equal(t, "192.0.2.9:4713", <-remote)
+	c = try("\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00")
+	c.expect([]byte{0x20, 2, 0, 0})
+	require.Equal(t, c.LocalAddr().String(), <-remote)
+	for _, bad := range []string{
+		"", "PROXY", "PROXY TCP4 nonsense\r\n", "PROXY " + strings.Repeat("x", 200),
+		"\r\n\r\n\x00\r\nQUIT\n\x21\x11\xff\xff", "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x01\x00",
+	} {
+		_, err := io.ReadAll(try(bad))
+		_ = err // closed or reset: either way no answer came
+	}
+	require.Empty(t, remote)
 }

@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -88,8 +89,28 @@ func TestIdleConnectionMemory(t *testing.T) {
 	require.EqualValues(t, n+100, b.loop.Stats().Connections)
 }
 
-func (l *Loop) workersRunning() int {
-	l.pool.mu.Lock()
-	defer l.pool.mu.Unlock()
-	return l.pool.running
+// A message costs no allocation here.
+func TestNoAllocationPerMessage(t *testing.T) {
+	b := start(t, Config{}, LoopConfig{}, nil, nil)
+	fd := rawConnect(t, b.l.Address(), connectFrame("c", 4), 4)
+	defer unix.Close(fd)
+	out := bytes.Repeat(publishFrame("a/b", "payload"), 50)
+	in := make([]byte, len(out))
+	round := func() {
+		for range 20 {
+			if _, err := unix.Write(fd, out); err != nil {
+				t.Error(err)
+			}
+			for n := 0; n < len(out); {
+				k, err := unix.Read(fd, in)
+				if err != nil || k == 0 {
+					t.Error(k, err)
+					return
+				}
+				n += k
+			}
+		}
+	}
+	round()
+	require.Less(t, testing.AllocsPerRun(50, round), 10.0, "for 1,000 messages")
 }

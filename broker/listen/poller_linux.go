@@ -303,6 +303,16 @@ func (p *poller) pump(c *Conn) {
 
 // digest feeds b and keeps what is left of it; false: stop reading.
 func (p *poller) digest(c *Conn, b []byte) bool {
+	if c.awaitProxy {
+		n, ok := c.takeProxy(b)
+		if !ok {
+			return false
+		}
+		if b = b[n:]; n == 0 || len(b) == 0 {
+			c.keep(b)
+			return true
+		}
+	}
 	done, frame, v := c.feed(&p.w, b)
 	c.keep(b[done:])
 	switch v {
