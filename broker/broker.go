@@ -83,6 +83,10 @@ func (b *Broker) build() error {
 		},
 		SysInterval: c.SysInterval,
 		Version:     "herald version " + Version,
+		Network: func() engine.Network {
+			s := b.loop.Stats()
+			return engine.Network{BytesIn: s.BytesIn, BytesOut: s.BytesOut, Accepted: s.Accepted}
+		},
 	}, b.store, b.log)
 	slogs := zapslog.NewHandler(b.log.Core())
 	mochi, err := hook.NewServer(hook.Options{

@@ -140,7 +140,6 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	e.clients[name] = c
 	e.stats.ClientsMaximum.Store(max(e.stats.ClientsMaximum.Load(), int64(len(e.clients))))
 	e.clientsMu.Unlock()
-	e.stats.Connections.Add(1)
 	conn.SetUser(c)
 	ack.SessionPresent = exists
 	return ack, nil
@@ -231,7 +230,11 @@ func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) {
 	old.mu.Unlock()
 	if conn != nil {
 		e.stats.TakeOvers.Add(1)
-		conn.CloseAfter(w, wire.AppendDisconnect(nil, old.version, wire.ReasonTakenOver, "", ""))
+		var goodbye []byte // nothing comes before CONNACK [MQTT-3.14.0-1]
+		if old.attached.Load() {
+			goodbye = wire.AppendDisconnect(nil, old.version, wire.ReasonTakenOver, "", "")
+		}
+		conn.CloseAfter(w, goodbye)
 		w.Flush()
 		e.detach(old, con)
 	}
@@ -302,6 +305,12 @@ func (e *Engine) detach(c *client, takeOver *wire.Connect) {
 	c.pmu.Lock()
 	c.in = nil
 	c.pmu.Unlock()
+	// What is being taken in at this moment counts. Were it not waited for, the
+	// client's next connection could find a QoS 2 packet id free whose PUBLISH is
+	// about to be committed, or be overtaken by what it sent before.
+	c.reading.Lock()
+	c.ended = true
+	c.reading.Unlock()
 	c.settleDown()
 	e.putAway(c, env, ending, takeOver)
 	e.clientsMu.Lock()

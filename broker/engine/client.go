@@ -23,8 +23,11 @@ type client struct {
 	row     persistence.Session
 	core    *session.Session // its methods need mu, but for the inbound packet ids
 
-	// Owned by whoever reads the connection.
+	// reading is held while what was read is taken in, by whoever reads the
+	// connection, and guards aliases and ended. It is taken before the others.
+	reading sync.Mutex
 	aliases []string // topic aliases of the client
+	ended   bool     // nothing is taken in any more
 
 	mu       sync.Mutex // guards below, and core
 	conn     Conn
@@ -48,8 +51,6 @@ type client struct {
 // subscription is one of a client's, while it is connected.
 type subscription struct {
 	persistence.Subscription
-	group  *group // of a shared one
-	member string // its filter, without $share
 }
 
 // disconnect is what a client said when it went.

@@ -14,7 +14,7 @@
 // subscriptions in group.go, wide publishes in outbox.go, bounds in queue.go.
 //
 // Locks, in the order in which they may be taken: claim (one client id),
-// group.mu, client.mu, client.pmu, the connection's own.
+// client.reading, group.mu, client.mu, client.pmu, the connection's own.
 package engine
 
 import (
@@ -67,7 +67,13 @@ type Config struct {
 	SysInterval time.Duration
 	// Version is told in $SYS.
 	Version string
+	// Network tells what went over the network, for $SYS; nil: nothing.
+	Network func() Network
 }
+
+// Network is what went over the network since the start, in bytes, and how many
+// connections there were.
+type Network struct{ BytesIn, BytesOut, Accepted int64 }
 
 // QueueLimits bounds the messages that wait for one session; 0 is no bound.
 type QueueLimits struct {
@@ -146,6 +152,9 @@ func (h *handle) stored(epoch uint32) bool {
 
 // New returns an engine on a store. It is idle until Start.
 func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
+	if cfg.Network == nil {
+		cfg.Network = func() Network { return Network{} }
+	}
 	if cfg.ReceiveMaximum <= 0 {
 		cfg.ReceiveMaximum = 1024
 	}
@@ -266,7 +275,6 @@ const topicCache = 8192
 // Stats counts what happened, for $SYS and the metrics. All only rise.
 type Stats struct {
 	Received, Sent                            atomic.Int64 // messages
-	ReceivedBytes, SentBytes                  atomic.Int64 // payload
 	ReceivedByQoS                             [3]atomic.Int64
 	DroppedQoS0, Expired, TooLarge, QueueFull atomic.Int64
 	Commits                                   atomic.Int64
@@ -274,7 +282,7 @@ type Stats struct {
 	Duplicates                                atomic.Int64 // QoS 2 PUBLISHes sent again
 	TakeOvers                                 atomic.Int64
 	Wills                                     atomic.Int64
-	Connections, ClientsMaximum               atomic.Int64
+	ClientsMaximum                            atomic.Int64
 	SessionsExpired                           atomic.Int64
 	Rejected                                  atomic.Int64 // connections that were refused or broke the protocol
 }

@@ -204,6 +204,7 @@ func (e *Engine) expireSessions(now int64) {
 				e.log.Error("ending a session", sessionField(row.ID), errField(err))
 				return
 			}
+			e.stats.SessionsExpired.Add(1)
 			n++
 		}
 		if n < expireAtOnce {

@@ -26,8 +26,6 @@ type intake struct {
 	parts  []part
 	topic  []byte
 	raw    bool // the frames are fit to be sent as they are
-	reason byte // for the acknowledgements of the run
-	pids   []uint16
 
 	ship *shipment // being built; nil if nothing has to go through the line
 }
@@ -50,6 +48,11 @@ func (e *Engine) Data(conn Conn, w *listen.Worker, frames []byte) {
 	if c == nil || c.version == 0 {
 		conn.Shutdown()
 		return
+	}
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.ended {
+		return // another connection has the session: see detach
 	}
 	s := e.scratch(w)
 	in := &s.in

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/listen"
@@ -81,7 +82,9 @@ func (e *Engine) moreRetained(c *client) {
 			if e.ctx.Err() == nil {
 				e.log.Error("reading retained messages", errField(err))
 			}
-			c.fail(wire.ReasonUnspecified, listen.NewWorker())
+			w := listen.NewWorker()
+			c.fail(wire.ReasonUnspecified, w)
+			w.Flush()
 			return
 		}
 		now := e.now()
@@ -163,7 +166,18 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 		e.runTo(c, wire.MakeRun(ptrs), g, then)
 		return
 	}
-	sh := &shipment{then: then}
+	sh := new(shipment)
+	sh.then = func() {
+		if sh.err != nil { // it comes back for them: how far it was is stored
+			w := listen.NewWorker()
+			c.fail(wire.ReasonBusy, w)
+			w.Flush()
+			return
+		}
+		if then != nil {
+			then()
+		}
+	}
 	if len(ptrs) > 0 {
 		ids, p := e.flight.begin(e.ids, e.now(), len(ptrs))
 		for i := range ptrs {
@@ -186,6 +200,9 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 	}
 	c.mu.Lock() // Unsubscribe comes before, and nothing is sent, or after
 	if c.subs[sub.Filter] == sub {
+		if row != nil { // how far it is, for one that takes its place
+			sub.RetainedAfter, sub.RetainedUpTo = row.RetainedAfter, row.RetainedUpTo
+		}
 		e.store.Commit(&sh.batch, func(err error) {
 			sh.err = err
 			e.worker(nil).put(sh)
@@ -197,6 +214,35 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 	for _, p := range sh.passage {
 		e.flight.finish(p)
 	}
+	if then != nil { // others wait behind it
+		e.worker(c).call(func(*listen.Worker) { then() })
+	}
+}
+
+// replaceRetained ends the job of a subscription, if it has one, because fresh
+// takes its place; nil: it goes. One that is not to get the retained messages
+// only because the filter was there before gets those that are still due
+// [MQTT-3.3.1-10]. c.mu is held.
+func (c *client) replaceRetained(filter string, fresh *subscription, wants bool) {
+	i := slices.IndexFunc(c.retained, func(j *retainedJob) bool { return j.sub.Filter == filter })
+	if i < 0 {
+		return
+	}
+	old := c.retained[i]
+	c.retained = slices.Delete(slices.Clone(c.retained), i, i+1)
+	if fresh == nil || wants || fresh.RetainHandling != 1 {
+		return
+	}
+	if c.core.Durable() && old.sub.QoS > 0 && old.sub.RetainedUpTo == 0 {
+		return // all are on their way
+	}
+	if !c.core.Durable() || old.sub.QoS == 0 {
+		c.retained = append(c.retained, old)
+		return
+	}
+	job := &retainedJob{sub: fresh, after: old.sub.RetainedAfter, upTo: old.upTo}
+	fresh.RetainedAfter, fresh.RetainedUpTo = job.after, job.upTo
+	c.retained = append(c.retained, job)
 }
 
 // runTo delivers messages of one run, each with its own QoS, to one client.

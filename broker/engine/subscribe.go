@@ -2,7 +2,6 @@ package engine
 
 import (
 	"net"
-	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -45,7 +44,9 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		}}
 		codes[i] = sub.QoS
 		_, existed[i] = c.subs[filter]
-		if e.wantsRetained(sub, existed[i], f.Shared) {
+		wants := e.wantsRetained(sub, existed[i], f.Shared)
+		c.replaceRetained(filter, sub, wants)
+		if wants {
 			retained = true
 			if sub.QoS > 0 && c.core.Durable() && herald.Wildcard(filter) {
 				sub.RetainedUpTo = maxID // lowered when the first are sent
@@ -117,7 +118,7 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 			continue
 		}
 		delete(c.subs, filter)
-		c.retained = slices.DeleteFunc(c.retained, func(j *retainedJob) bool { return j.sub.Filter == filter })
+		c.replaceRetained(filter, nil, false)
 		gone = append(gone, filter)
 		if c.core.Durable() {
 			b.Unsubscribe = append(b.Unsubscribe, persistence.FilterOf{Session: c.h.id, Filter: filter})

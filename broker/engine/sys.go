@@ -42,10 +42,10 @@ func (t *sysTree) init() {
 		{name: "publish/received", read: func(e *Engine) int64 { return e.stats.Received.Load() }},
 		{name: "publish/sent", read: func(e *Engine) int64 { return e.stats.Sent.Load() }},
 		{name: "publish/dropped", read: func(e *Engine) int64 { return e.dropped() }},
-		{name: "bytes/received", read: func(e *Engine) int64 { return e.stats.ReceivedBytes.Load() }},
-		{name: "bytes/sent", read: func(e *Engine) int64 { return e.stats.SentBytes.Load() }},
-		{name: "connections", read: func(e *Engine) int64 { return e.stats.Connections.Load() }},
-		{name: "sockets", read: func(e *Engine) int64 { return e.stats.Connections.Load() }},
+		{name: "bytes/received", read: func(e *Engine) int64 { return e.cfg.Network().BytesIn }},
+		{name: "bytes/sent", read: func(e *Engine) int64 { return e.cfg.Network().BytesOut }},
+		{name: "connections", read: func(e *Engine) int64 { return e.cfg.Network().Accepted }},
+		{name: "sockets", read: func(e *Engine) int64 { return e.cfg.Network().Accepted }},
 	}
 }
 
@@ -110,7 +110,7 @@ func (t *sysTree) update(e *Engine, now time.Time, since time.Duration) {
 
 // sysValues are the values, without "$SYS/broker/".
 func (e *Engine) sysValues(now, started time.Time) map[string]string {
-	s := &e.stats
+	s, net := &e.stats, e.cfg.Network()
 	e.clientsMu.RLock()
 	connected := len(e.clients)
 	e.clientsMu.RUnlock()
@@ -132,8 +132,8 @@ func (e *Engine) sysValues(now, started time.Time) map[string]string {
 		"publish/messages/received":  n(s.Received.Load()),
 		"publish/messages/sent":      n(s.Sent.Load()),
 		"publish/messages/dropped":   n(e.dropped()),
-		"bytes/received":             n(s.ReceivedBytes.Load()),
-		"bytes/sent":                 n(s.SentBytes.Load()),
+		"bytes/received":             n(net.BytesIn),
+		"bytes/sent":                 n(net.BytesOut),
 		"retained messages/count":    n(e.store.RetainedCount()),
 		"subscriptions/count":        n(int64(e.index.Subscriptions())),
 		"shared_subscriptions/count": n(int64(len(e.groups.all()))),
