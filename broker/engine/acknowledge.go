@@ -27,13 +27,40 @@ func (c *client) enqueueIfBusy(s *shipment) bool {
 	return true
 }
 
-// grewLocked holds the client back when too much of it is under way.
+// grewLocked counts a shipment that is under way.
 func (c *client) grewLocked(s *shipment) {
 	c.unacked += s.unacked
-	if c.unacked > c.e.cfg.ReceiveMaximum && !c.paused && c.in != nil {
+	c.waitLocked(s.weight)
+}
+
+// waitLocked adds to the weight of what is under way, and holds the client back
+// while it is too much.
+func (c *client) waitLocked(weight int) {
+	c.weight += weight
+	if c.in == nil {
+		return
+	}
+	switch {
+	case !c.paused && c.weight > maxUnderWay:
 		c.paused = true
 		c.in.Pause()
+	case c.paused && c.weight <= maxUnderWay/2:
+		c.paused = false
+		c.in.Resume()
 	}
+}
+
+// maxUnderWay is how much of one client may be under way to the store before no
+// more is read from it, in bytes. It is many times what one fsync takes, and a
+// small part of what the store gathers before it holds everybody back.
+const maxUnderWay = 512 << 10
+
+// underWay adds to the weight of what is under way of the client, apart from its
+// line.
+func (c *client) underWay(weight int) {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	c.waitLocked(weight)
 }
 
 // ready notes that s is committed, and returns it if it is the first in line.
@@ -60,10 +87,7 @@ func (c *client) dequeue(s *shipment, w *listen.Worker) *shipment {
 	c.unacked -= s.unacked
 	c.line[0] = nil
 	c.line = c.line[1:]
-	if c.paused && c.unacked <= c.e.cfg.ReceiveMaximum/2 && c.in != nil {
-		c.paused = false
-		c.in.Resume()
-	}
+	c.waitLocked(-s.weight)
 	if len(c.line) == 0 {
 		c.line = nil
 		if c.drained != nil {

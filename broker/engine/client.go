@@ -41,6 +41,7 @@ type client struct {
 	in      Conn
 	line    []*shipment // under way, in the order of the publishes
 	unacked int         // QoS 1 publishes in line
+	weight  int         // bytes under way
 	paused  bool
 	drained chan struct{} // closed when line gets empty; nil if nobody waits
 

@@ -96,6 +96,7 @@ type shipment struct {
 	runs    []routed
 	acks    []byte // for the publisher, when all else is done
 	unacked int    // QoS 1 publishes that acks answer
+	weight  int    // bytes that it keeps in memory
 	batch   persistence.Batch
 	passage []*passage
 	err     error

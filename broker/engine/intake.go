@@ -224,6 +224,7 @@ func (e *Engine) send(c *client, w *listen.Worker, s *scratch) {
 	}
 	in.ship = nil
 	sh.acks = append([]byte(nil), in.acks...)
+	sh.weight += len(sh.acks)
 	e.number(sh)
 	e.ship(sh, w)
 }

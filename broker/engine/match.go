@@ -71,10 +71,14 @@ func (e *Engine) route(c *client, s *scratch) {
 		reason = wire.ReasonNoSubscribers
 	}
 	e.answer(c, in, qos, reason)
+	sh.weight += len(arena) + in.n*messageWeight
 	if qos == 1 {
 		sh.unacked += in.n
 	}
 }
+
+// messageWeight is what a message takes beside its bytes.
+const messageWeight = 256
 
 // answer appends the acknowledgements of the gathered run.
 func (e *Engine) answer(c *client, in *intake, qos, reason byte) {
@@ -206,6 +210,9 @@ func (e *Engine) routeQoS0(c *client, w *listen.Worker, s *scratch) {
 		sh.passage = []*passage{p}
 		sh.batch.Retain = msgs
 		m = s.cache.Match(in.topic)
+		weight := len(in.frames[:in.at[in.n]]) + in.n*messageWeight
+		c.underWay(weight)
+		sh.then = func() { c.underWay(-weight) }
 		e.ship(sh, w)
 	}
 	if len(m.Nodes) == 0 {
