@@ -39,6 +39,11 @@ func written(t *testing.T, n int) (dir, segment string, ends []int64) {
 	}
 	ends = append(ends, s.journal.cur.end)
 	name := liveName(s.journal.cur.seq)
+	f.until("the next segment is ready, and the folder at rest", func() bool {
+		s.journal.mu.Lock()
+		defer s.journal.mu.Unlock()
+		return s.journal.ready != nil
+	})
 	dir = filepath.Join(t.TempDir(), "killed")
 	if err := os.CopyFS(dir, os.DirFS(live)); err != nil {
 		t.Fatal(err)

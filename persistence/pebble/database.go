@@ -4,12 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 
 	crdb "github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
@@ -83,7 +81,7 @@ func (s *Store) guarded(f func() error) error {
 		ended := false
 		defer func() {
 			if r := recover(); r != nil {
-				s.health.die(fmt.Errorf("%w: database stopped, restart needed: %v", herald.ErrUnavailable, r))
+				s.die(fmt.Sprint(r))
 			}
 			if !ended {
 				done <- s.health.fatal()
@@ -129,44 +127,10 @@ func (l dbLogger) Errorf(format string, args ...any) {
 
 func (l dbLogger) Fatalf(format string, args ...any) { l.s.stopHere(fmt.Sprintf(format, args...)) }
 
-// stopHere ends the calling goroutine, which is Pebble's, and the database.
-func (s *Store) stopHere(why string) {
+// die records that the database is of no use any more.
+func (s *Store) die(why string) {
 	s.health.die(fmt.Errorf("%w: database stopped, restart needed: %s", herald.ErrUnavailable, why))
-	s.log.Error("database stopped, restart needed", zap.String("message", why))
-	runtime.Goexit()
-}
-
-// strictFS is the file system as Pebble sees it. Pebble panics when a folder
-// cannot be synced; here that is one more fatal error.
-type strictFS struct {
-	vfs.FS
-	s *Store
-}
-
-// OpenDir implements [vfs.FS].
-func (f strictFS) OpenDir(name string) (vfs.File, error) {
-	d, err := f.FS.OpenDir(name)
-	if err != nil {
-		return nil, err
-	}
-	return strictDir{d, f.s}, nil
-}
-
-// Unwrap implements [vfs.FS].
-func (f strictFS) Unwrap() vfs.FS { return f.FS }
-
-type strictDir struct {
-	vfs.File
-	s *Store
-}
-
-// Sync implements [vfs.File].
-func (d strictDir) Sync() error {
-	err := d.File.Sync()
-	if err != nil {
-		d.s.stopHere(fmt.Sprintf("sync of a folder: %v", err))
-	}
-	return err
+	s.log.Error("database stopped, restart needed", zap.String("why", why))
 }
 
 // get reads a key into memory of its own.

@@ -89,6 +89,7 @@ func (j *journal) write(rec []byte, kind byte) ([]byte, error) {
 // too many sealed ones wait for the checkpointer.
 func (j *journal) rotate(maxSealed int) error {
 	j.mu.Lock()
+	j.prepErr = nil // of some time ago
 	for !j.closed && (j.ready == nil && j.prepErr == nil || len(j.sealed) >= maxSealed && j.blocked == nil) {
 		if j.ready == nil && !j.wanted {
 			j.wanted = true
@@ -103,7 +104,7 @@ func (j *journal) rotate(maxSealed int) error {
 	case len(j.sealed) >= maxSealed:
 		err = fmt.Errorf("%w: %w", errBlocked, j.blocked)
 	case j.ready == nil:
-		err, j.prepErr = j.prepErr, nil // the next rotation has it tried again
+		err = j.prepErr
 	}
 	if err != nil {
 		j.mu.Unlock()

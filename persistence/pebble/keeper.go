@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	crdb "github.com/cockroachdb/pebble/v2"
@@ -27,6 +28,9 @@ type keeper struct {
 	swept   time.Time
 	orphans time.Time
 	paid    map[herald.ID]struct{} // payload rows that this checkpoint wrote
+	garbage uint64                 // bytes of entries removed since the last compaction
+
+	compacting atomic.Bool
 
 	mu     sync.Mutex                // guards below; a leaf
 	marked map[herald.SessionID]bool // sessions whose mark moved since the last sweep; true: deleted

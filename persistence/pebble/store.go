@@ -223,7 +223,9 @@ func (s *Store) abort() {
 		s.commits.stop()
 		s.journal.shut()
 		close(s.stop)
-		s.wait()
+		if s.wait(&s.workers) {
+			s.journal.close()
+		}
 	}
 	if s.db != nil {
 		s.closePebble()
@@ -244,10 +246,12 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 
 	s.commits.stop()
-	s.readers.Wait()
+	s.wait(&s.readers)
 	close(s.stop)
 	s.journal.shut()
-	s.wait()
+	if s.wait(&s.workers) {
+		s.journal.close()
+	}
 	err := s.closePebble()
 	if lerr := s.lock.Close(); err == nil {
 		err = lerr
@@ -258,21 +262,22 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// wait waits for the goroutines, then closes the journal's files. Those that
-// wait for a database that has died are left behind.
-func (s *Store) wait() {
+// wait waits for a group of goroutines. Those that wait for a database that has
+// died are left behind; then it returns false.
+func (s *Store) wait(group *sync.WaitGroup) bool {
 	all := make(chan struct{})
-	go func() { s.workers.Wait(); close(all) }()
+	go func() { group.Wait(); close(all) }()
 	select {
 	case <-all:
+		return true
 	case <-s.health.died:
-		select {
-		case <-all:
-		case <-time.After(2 * lastRites):
-			return
-		}
 	}
-	s.journal.close()
+	select {
+	case <-all:
+		return true
+	case <-time.After(2 * lastRites):
+		return false
+	}
 }
 
 // enter begins a read; leave ends it. Close waits in between.

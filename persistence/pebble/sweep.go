@@ -2,15 +2,17 @@ package pebble
 
 import (
 	"bytes"
+	"context"
 
 	crdb "github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
 )
 
 // sweep removes from Pebble what nobody will ask for any more.
 func (k *keeper) sweep() error {
-	for _, f := range []func() error{k.sweepSettled, k.sweepExpired, k.sweepRetained} {
+	for _, f := range []func() error{k.sweepSettled, k.sweepExpired, k.sweepRetained, k.giveBack} {
 		if err := f(); err != nil {
 			return err
 		}
@@ -71,6 +73,7 @@ func (k *keeper) removeEntries(from, end []byte) error {
 				return err
 			}
 			last = append(last[:0], it.Key()...)
+			k.garbage += uint64(len(last) + len(v))
 			if err := k.removeParts(b, last, v); err != nil {
 				return err
 			}
@@ -110,6 +113,64 @@ func (k *keeper) removeParts(b *crdb.Batch, key, v []byte) error {
 	}
 	k.unpointed(id)
 	return b.Delete(key2(nil, kPointer, uint64(id), uint64(session)), nil)
+}
+
+// minGarbage is worth a compaction.
+const minGarbage = 1 << 20
+
+// giveBack has Pebble rewrite the inboxes once most of what they take on disk is
+// removed entries: by itself it may keep tens of megabytes of them for ever.
+func (k *keeper) giveBack() error {
+	if k.garbage < minGarbage || k.compacting.Load() {
+		return nil
+	}
+	from, end := []byte{kInbox}, []byte{kInbox + 1}
+	have, err := k.s.db.EstimateDiskUsage(from, end)
+	if err != nil {
+		return err
+	}
+	if k.garbage < have/2 {
+		return nil
+	}
+	k.garbage = 0
+	k.compacting.Store(true)
+	k.s.workers.Add(1)
+	go func() { // it may take long, and segments must be released meanwhile
+		defer k.s.workers.Done()
+		defer k.compacting.Store(false)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		go func() {
+			select {
+			case <-k.s.stop:
+			case <-k.s.health.died:
+			case <-ctx.Done():
+			}
+			cancel()
+		}()
+		for _, kind := range []byte{kInbox, kPayload, kPointer, kEntryExpiry} {
+			if err := k.s.db.Compact(ctx, []byte{kind}, []byte{kind + 1}, false); err != nil && ctx.Err() == nil {
+				k.s.log.Warn("compaction failed", zap.Error(err))
+			}
+		}
+		k.s.noneSpilled()
+	}()
+	return nil
+}
+
+// noneSpilled looks whether inboxes have nothing in Pebble any more, which makes
+// reading and settling them cheaper.
+func (s *Store) noneSpilled() {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	it, err := s.iterate(s.db, []byte{kInbox}, nil)
+	if err != nil {
+		return
+	}
+	none := !it.First()
+	if it.Close() == nil && none {
+		s.spilled.Store(false)
+	}
 }
 
 // sweepPayloads removes the payload rows that nothing points at any more.
