@@ -43,6 +43,10 @@ func (e *Engine) Accept(conn Conn) (keepalive uint16, override, ok bool) {
 		conn.CloseAfter(nil, wire.AppendConnack(nil, con.Version, false, wire.ReasonQoS, nil))
 		return 0, false, false
 	}
+	if con.HasWill && reserved(con.WillTopic) {
+		conn.CloseAfter(nil, wire.AppendConnack(nil, con.Version, false, wire.ReasonNotAuthorized, nil))
+		return 0, false, false
+	}
 	keepalive = con.Keepalive
 	if m := e.cfg.MaxKeepalive; m > 0 && (keepalive == 0 || keepalive > m) {
 		keepalive = m

@@ -35,6 +35,7 @@ type group struct {
 	row     persistence.Session
 	members []member
 	picker  topic.Picker
+	next    int // round robin: where the next turn begins
 	loaded  bool
 	list    []topic.Member // of deal, kept for its memory
 	index   []int
@@ -380,28 +381,47 @@ func (g *group) online() bool {
 	return slices.ContainsFunc(g.members, func(m member) bool { return m.h.live.Load() != nil })
 }
 
-// pick chooses a connected member, or -1.
+// pick chooses a connected member, or -1. In turn, it looks at members until one
+// can take a message; the other strategies look at all of them.
 func (g *group) pick(publisher herald.SessionID, qos0 bool) int {
+	if g.picker.Strategy == topic.RoundRobin {
+		for i := range g.members {
+			k := (g.next + i) % len(g.members)
+			if m, ok := g.members[k].state(qos0); ok && !m.Busy {
+				g.next = k + 1
+				return k
+			}
+		}
+		return -1
+	}
 	g.list, g.index = g.list[:0], g.index[:0]
 	for i := range g.members {
-		c := g.members[i].h.live.Load()
-		if c == nil {
-			continue
-		}
-		c.mu.Lock()
-		if c.conn != nil {
-			g.list = append(g.list, topic.Member{
-				Session: c.h.id, Inflight: c.core.Inflight(),
-				Busy: c.conn.Room() <= 0 || !qos0 && c.core.Free() <= 0,
-			})
+		if m, ok := g.members[i].state(qos0); ok {
+			g.list = append(g.list, m)
 			g.index = append(g.index, i)
 		}
-		c.mu.Unlock()
 	}
 	if k := g.picker.Pick(g.list, publisher); k >= 0 {
 		return g.index[k]
 	}
 	return -1
+}
+
+// state tells how busy a member is; ok: it is connected.
+func (m *member) state(qos0 bool) (t topic.Member, ok bool) {
+	c := m.h.live.Load()
+	if c == nil {
+		return t, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil {
+		return t, false
+	}
+	return topic.Member{
+		Session: c.h.id, Inflight: c.core.Inflight(),
+		Busy: c.conn.Room() <= 0 || !qos0 && c.core.Free() <= 0,
+	}, true
 }
 
 // dealTo hands message i of run to member k; false if it has just gone.

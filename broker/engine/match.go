@@ -62,7 +62,7 @@ func (e *Engine) route(c *client, s *scratch) {
 	if in.flags&1 != 0 {
 		r.numbered = true
 		e.number(sh) // before the match: see retained.go
-		sh.batch.Retain = append(sh.batch.Retain, msgs...)
+		sh.batch.Retain = append(sh.batch.Retain, msgs[len(msgs)-1]) // the run's newest; they have one topic
 		m = s.cache.Match(in.topic)
 	}
 	matched := e.match(m, r, &sh.batch)
@@ -208,7 +208,7 @@ func (e *Engine) routeQoS0(c *client, w *listen.Worker, s *scratch) {
 			msgs[i].ID = ids.At(i)
 		}
 		sh.passage = []*passage{p}
-		sh.batch.Retain = msgs
+		sh.batch.Retain = msgs[len(msgs)-1:]
 		m = s.cache.Match(in.topic)
 		weight := len(in.frames[:in.at[in.n]]) + in.n*messageWeight
 		c.underWay(weight)
