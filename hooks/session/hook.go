@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"strconv"
 	"sync"
+	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -63,6 +65,7 @@ type hook struct {
 	opts     Options
 	sessions Sessions
 	acks     sync.Map // net.Conn → answer, between OnSessionEstablish and CONNACK
+	serial   atomic.Uint64
 }
 
 type answer struct {
@@ -103,6 +106,9 @@ func (*hook) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
 func (h *hook) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
 	ack, err := h.sessions.Connect(cl.Net.Conn, cl.ID)
 	h.acks.Store(cl.Net.Conn, answer{ack, err})
+	// Who takes whose place is decided. mochi would decide again, by the order in
+	// which connections get to the next line, and might end the newer one.
+	cl.ID += "\x00" + strconv.FormatUint(h.serial.Add(1), 36)
 	// The will is Herald's: mochi would publish it into its own, empty, index.
 	cl.Properties.Will = mqtt.Will{}
 }
