@@ -61,7 +61,7 @@ func (e *Engine) route(c *client, s *scratch) {
 	}
 	if in.flags&1 != 0 {
 		r.numbered = true
-		e.number(sh) // before the match: see retained.go
+		e.number(sh)                                                 // before the match: see retained.go
 		sh.batch.Retain = append(sh.batch.Retain, msgs[len(msgs)-1]) // the run's newest; they have one topic
 		m = s.cache.Match(in.topic)
 	}

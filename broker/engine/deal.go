@@ -1,0 +1,230 @@
+package engine
+
+import (
+	"slices"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/topic"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// deliver hands a run to the group. QoS 0 goes to a member at once or nowhere.
+func (g *group) deliver(e *Engine, run *wire.Run, gr *session.Grant, env session.Env, w *listen.Worker, s *scratch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if run.Messages[0].QoS == 0 {
+		for i, m := range run.Messages {
+			if k := g.pick(m.Publisher, true); k >= 0 {
+				e.dealTo(g, k, run, i, gr, 0, env, w)
+			} else {
+				e.stats.DroppedQoS0.Add(1)
+			}
+		}
+		return
+	}
+	g.core.Deliver(run, 0, len(run.Messages), gr, env)
+	g.dealLocked(e, env, w)
+}
+
+// wake reads on and deals.
+func (g *group) wake(e *Engine, w *listen.Worker) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.loaded {
+		if err := g.loadLocked(e); err != nil {
+			e.log.Error("loading a shared group", errField(err))
+			return
+		}
+	}
+	g.dealLocked(e, e.env(), w)
+}
+
+// loadLocked reads what was stored of the group and what its members hold.
+func (g *group) loadLocked(e *Engine) error {
+	win, err := e.store.Window(e.ctx, g.row.ID)
+	if err != nil {
+		return err
+	}
+	var held []persistence.Sent
+	for _, m := range g.members {
+		if !m.h.durable {
+			continue
+		}
+		mw, err := e.store.Window(e.ctx, m.h.id)
+		if err != nil {
+			return err
+		}
+		for _, s := range mw.Sent {
+			if s.Source == g.row.ID {
+				held = append(held, s)
+			}
+		}
+	}
+	g.core.Load(win, held)
+	g.loaded = true
+	return nil
+}
+
+// dealLocked deals what waits to the members that can take it.
+func (g *group) dealLocked(e *Engine, env session.Env, w *listen.Worker) {
+	if !g.loaded {
+		return
+	}
+	for {
+		run, i, gr, ok := g.core.Next(env)
+		if !ok {
+			break
+		}
+		k := g.pick(run.Messages[i].Publisher, false)
+		if k < 0 {
+			break
+		}
+		g.core.Dealt(g.members[k].h.id)
+		if !e.dealTo(g, k, run, i, gr, g.row.ID, env, w) {
+			g.core.TakeBack([]herald.ID{run.Messages[i].ID})
+		}
+	}
+	var fx session.Effects
+	if g.online() {
+		if g.core.Read(env, &fx); fx.Read {
+			e.readGroup(g, fx.After, fx.ReadLimit)
+		}
+	}
+}
+
+// online tells whether a member is connected.
+func (g *group) online() bool {
+	return slices.ContainsFunc(g.members, func(m member) bool { return m.h.live.Load() != nil })
+}
+
+// pick chooses a connected member, or -1. In turn, it looks at members until one
+// can take a message; the other strategies look at all of them.
+func (g *group) pick(publisher herald.SessionID, qos0 bool) int {
+	if g.picker.Strategy == topic.RoundRobin {
+		for i := range g.members {
+			k := (g.next + i) % len(g.members)
+			if m, ok := g.members[k].state(qos0); ok && !m.Busy {
+				g.next = k + 1
+				return k
+			}
+		}
+		return -1
+	}
+	g.list, g.index = g.list[:0], g.index[:0]
+	for i := range g.members {
+		if m, ok := g.members[i].state(qos0); ok {
+			g.list = append(g.list, m)
+			g.index = append(g.index, i)
+		}
+	}
+	if k := g.picker.Pick(g.list, publisher); k >= 0 {
+		return g.index[k]
+	}
+	return -1
+}
+
+// state tells how busy a member is; ok: it is connected.
+func (m *member) state(qos0 bool) (t topic.Member, ok bool) {
+	c := m.h.live.Load()
+	if c == nil {
+		return t, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil {
+		return t, false
+	}
+	return topic.Member{
+		Session: c.h.id, Inflight: c.core.Inflight(),
+		Busy: c.conn.Room() <= 0 || !qos0 && c.core.Free() <= 0,
+	}, true
+}
+
+// dealTo hands message i of run to member k; false if it has just gone.
+func (e *Engine) dealTo(g *group, k int, run *wire.Run, i int, gr *session.Grant, src herald.SessionID, env session.Env, w *listen.Worker) bool {
+	m := g.members[k]
+	c := m.h.live.Load()
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil {
+		return false
+	}
+	grant := m.g
+	if gr.QoS < grant.QoS || !gr.Retain && grant.Retain {
+		limited := *grant
+		limited.QoS = min(limited.QoS, gr.QoS)
+		limited.Retain = limited.Retain && gr.Retain
+		grant = &limited
+	}
+	s := e.scratch(w)
+	fx := c.begin(s)
+	if src != 0 && (grant.QoS == 0 || run.Messages[i].QoS == 0) {
+		fx.Settled = append(fx.Settled, session.Settled{Source: src, ID: run.Messages[i].ID})
+	}
+	c.core.Deliver(run, i, i+1, grant, src, env, fx)
+	e.end(c, env, w, s)
+	return true
+}
+
+// readGroup reads a page of a group's inbox in the background.
+func (e *Engine) readGroup(g *group, after herald.ID, limit int) {
+	e.background(func() {
+		entries, err := e.store.Inbox(e.ctx, g.row.ID, after, maxID, limit, pageBytes, nil)
+		if err != nil {
+			if e.ctx.Err() == nil {
+				e.log.Error("reading a shared group's queue", errField(err))
+			}
+			entries = nil
+			limit = 0 // not the end: it is asked for again with the next message
+		} else if len(entries) < limit && weight(entries) >= pageBytes {
+			limit = len(entries)
+		}
+		e.workers[0].call(func(w *listen.Worker) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.core.Page(entries, limit)
+			g.dealLocked(e, e.env(), w)
+		})
+	})
+}
+
+// restoreForeign fetches the entries of groups' inboxes that a client that has
+// come back was sent and has not acknowledged.
+func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
+	core := c.core
+	for _, s := range sent {
+		if s.Source == 0 || s.Step != persistence.Published {
+			continue
+		}
+		e.background(func() {
+			entries, err := e.store.Inbox(e.ctx, s.Source, s.ID-1, s.ID, 1, pageBytes, nil)
+			if err != nil {
+				if e.ctx.Err() == nil {
+					e.log.Error("reading a shared group's queue", errField(err))
+				}
+				return
+			}
+			var m *herald.Message
+			grant := &session.Grant{QoS: 2, Retain: true}
+			if len(entries) == 1 {
+				m = entries[0].Message
+			}
+			if g := e.groups.find(s.Source); g != nil {
+				g.mu.Lock()
+				if i := slices.IndexFunc(g.members, func(m member) bool { return m.h == c.h }); i >= 0 {
+					grant = g.members[i].g
+				}
+				g.mu.Unlock()
+			}
+			e.worker(c).call(func(w *listen.Worker) {
+				e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Restore(s.PacketID, m, grant, env, fx) })
+			})
+		})
+	}
+}
