@@ -2,8 +2,6 @@ package listen
 
 import (
 	"bytes"
-	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -112,6 +110,7 @@ type balancer struct {
 	cold int
 
 	cpuAll, cpuIdle uint64
+	stat            [512]byte
 }
 
 func newBalancer(l *Loop) *balancer {
@@ -182,24 +181,46 @@ func (b *balancer) shed(from int, every uint32, to []*poller) {
 // free is the share of the machine's processors that was idle since the last
 // call; 1 if nobody tells.
 func (b *balancer) free() float64 {
-	f, err := os.ReadFile("/proc/stat")
+	fd, err := unix.Open("/proc/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 1
 	}
-	var v [8]uint64
-	line, _, _ := bytes.Cut(f, []byte("\n"))
-	if n, _ := fmt.Sscanf(string(line), "cpu %d %d %d %d %d %d %d %d", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6], &v[7]); n < 5 {
+	n, _ := unix.Read(fd, b.stat[:])
+	_ = unix.Close(fd)
+	all, idle, ok := parseStat(b.stat[:max(n, 0)])
+	if !ok {
 		return 1
 	}
-	var all uint64
-	for _, x := range v {
-		all += x
-	}
-	idle := v[3] + v[4]
 	dAll, dIdle := all-b.cpuAll, idle-b.cpuIdle
 	b.cpuAll, b.cpuIdle = all, idle
 	if dAll == 0 {
 		return 1
 	}
 	return float64(dIdle) / float64(dAll)
+}
+
+// parseStat adds up the first line of /proc/stat: user, nice, system, idle, iowait,
+// irq, softirq, steal, in ticks since boot.
+func parseStat(b []byte) (all, idle uint64, ok bool) {
+	line, _, whole := bytes.Cut(b, []byte("\n"))
+	line, isCPU := bytes.CutPrefix(line, []byte("cpu "))
+	if !whole || !isCPU {
+		return 0, 0, false
+	}
+	i, v, digits := 0, uint64(0), false
+	for _, c := range append(line, ' ') {
+		switch {
+		case c >= '0' && c <= '9':
+			v, digits = v*10+uint64(c-'0'), true
+		case digits:
+			if i < 8 { // the guests' time behind it is contained in user's
+				all += v
+			}
+			if i == 3 || i == 4 {
+				idle += v
+			}
+			i, v, digits = i+1, 0, false
+		}
+	}
+	return all, idle, i >= 5
 }

@@ -46,6 +46,18 @@ func TestBalancerDecides(t *testing.T) {
 	require.Equal(t, loop.pollers[:2], loop.pollers[2].plan.Load().to)
 }
 
+func TestParseStat(t *testing.T) {
+	all, idle, ok := parseStat([]byte("cpu  10 1 20 300 40 0 5 2 7 0\ncpu0 1 2 3\n"))
+	require.True(t, ok)
+	require.EqualValues(t, 378, all)
+	require.EqualValues(t, 340, idle)
+	for _, bad := range []string{"", "cpu", "cpu  1 2 3\n", "intr 1 2 3 4 5 6\n"} {
+		_, _, ok := parseStat([]byte(bad))
+		require.False(t, ok, bad)
+	}
+	require.InDelta(t, 0.5, newBalancer(&Loop{}).free(), 0.5)
+}
+
 // Connections move between pollers all the time, in the middle of everything:
 // nothing is lost or done twice.
 func TestConnectionsMove(t *testing.T) {

@@ -158,7 +158,7 @@ func TestPanicEndsOneConnection(t *testing.T) {
 				e, h := &engine{}, &hook{}
 				place(e, h)
 				b := start(t, cfg, LoopConfig{}, e, h)
-				other := b.connect()
+				other := b.connectAs("other")
 				c := b.connect()
 				switch name {
 				case "Data":

@@ -116,13 +116,13 @@ func (c *Conn) User() any {
 }
 
 // SetKeepalive sets how long the client may be silent: the 1.5 fold of d
-// [MQTT-3.1.2-22], with a tolerance of one second upwards. 0 is for ever.
+// [MQTT-3.1.2-22], never less, up to a second more. 0 is for ever.
 func (c *Conn) SetKeepalive(d time.Duration) {
 	if d <= 0 {
 		c.keepalive.Store(0)
 		return
 	}
-	c.keepalive.Store(uint32(min((d+d/2+tick-1)/tick+1, 1<<30)))
+	c.keepalive.Store(uint32(min((d+d/2+tick-1)/tick+2, 1<<30)))
 	c.loop.slots.due(c.slot).Store(0) // look at it in the next sweep
 }
 

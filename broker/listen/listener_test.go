@@ -162,7 +162,10 @@ func TestClientCertificate(t *testing.T) {
 	cert, key := ca.issue(t, dir, "server")
 	conf, err := LoadTLS(cert, key, ca.file(t, dir))
 	require.NoError(t, err)
-	b := start(t, Config{Protocol: TLS, TLS: conf}, LoopConfig{}, nil, nil)
+	seen := make(chan string, 1)
+	b := start(t, Config{Protocol: TLS, TLS: conf}, LoopConfig{}, nil, &hook{
+		establish: func(cl *mqtt.Client) { seen <- cl.Net.Conn.(*Conn).TLS().PeerCertificates[0].Subject.CommonName },
+	})
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.cert)
 
@@ -188,10 +191,8 @@ func TestClientCertificate(t *testing.T) {
 	}
 	require.Error(t, try(&tls.Config{}))
 	require.Error(t, try(pair(stranger, "mallory")))
-	seen := ""
-	b.h.establish = func(cl *mqtt.Client) { seen = cl.Net.Conn.(*Conn).TLS().PeerCertificates[0].Subject.CommonName }
 	require.NoError(t, try(pair(ca, "alice")))
-	require.Equal(t, "alice", seen)
+	require.Equal(t, "alice", <-seen)
 }
 
 func TestWebSocketRules(t *testing.T) {
@@ -225,9 +226,10 @@ func TestWebSocketRules(t *testing.T) {
 
 // The PROXY header is required, in either version.
 func TestProxyProtocol(t *testing.T) {
-	b := start(t, transport(t, "proxy"), LoopConfig{}, nil, nil)
 	remote := make(chan string, 1)
-	b.h.establish = func(cl *mqtt.Client) { remote <- cl.Net.Conn.RemoteAddr().String() }
+	b := start(t, transport(t, "proxy"), LoopConfig{}, nil, &hook{
+		establish: func(cl *mqtt.Client) { remote <- cl.Net.Conn.RemoteAddr().String() },
+	})
 	try := func(header string) *client {
 		nc, err := net.Dial("tcp", b.l.Address())
 		require.NoError(t, err)
