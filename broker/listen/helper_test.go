@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -247,7 +248,12 @@ var serverTLS = func() func(t testing.TB) *tls.Config {
 }()
 
 // connect dials and completes the MQTT handshake.
-func (b *broker) connect() *client { b.t.Helper(); return b.connectAs("c1") }
+func (b *broker) connect() *client {
+	b.t.Helper()
+	return b.connectAs(fmt.Sprint("c", clients.Add(1)))
+}
+
+var clients atomic.Int64 // ids: two connections of one client would take over
 
 func (b *broker) connectAs(id string) *client {
 	b.t.Helper()
