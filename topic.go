@@ -9,8 +9,9 @@ import (
 const MaxTopic = 65535
 
 // MaxLevels bounds the levels of a topic name or filter. MQTT has no such
-// bound; without one, a client could make every match arbitrarily deep.
-const MaxLevels = 256
+// bound; without one, a client could make every match arbitrarily deep. It is
+// mosquitto's: 200 separators.
+const MaxLevels = 201
 
 // SharePrefix begins the filter of a shared subscription.
 const SharePrefix = "$share/"

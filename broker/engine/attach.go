@@ -467,7 +467,11 @@ func (e *Engine) Malformed(conn Conn, w *listen.Worker, err *wire.Error) {
 	e.stats.Rejected.Add(1)
 	var b []byte
 	if v := conn.Version(); v == 0 {
-		if frame := conn.Connect(); frame != nil {
+		// Who sends a malformed CONNECT may be no MQTT client at all. Like
+		// mosquitto and EMQX, Herald says nothing then; it does when the client
+		// can do something about it.
+		frame := conn.Connect()
+		if frame != nil && (err.Reason == wire.ReasonVersion || err.Reason == wire.ReasonClientID) {
 			con, _ := wire.CheckConnect(frame)
 			b = wire.AppendConnack(nil, con.Version, false, err.Reason, nil)
 		}

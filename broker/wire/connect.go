@@ -55,7 +55,6 @@ var (
 	errProtocolLevel = &Error{ReasonVersion, "unsupported protocol level"}
 	errConnectFlags  = &Error{ReasonMalformed, "malformed connect flags"}
 	errPasswordAlone = &Error{ReasonMalformed, "password without a user name"}
-	errClientIDText  = &Error{ReasonClientID, "malformed client identifier"}
 	errClientIDEmpty = &Error{ReasonClientID, "empty client identifier"}
 	errAuthDataAlone = &Error{ReasonProtocol, "authentication data without a method"}
 	errWillTopic     = &Error{ReasonTopic, "invalid will topic"}
@@ -112,7 +111,7 @@ func (c *Connect) parse(frame []byte) *Error {
 	case frame[at] == level || frame[at] == byte(herald.V5) && level == byte(herald.V311):
 		c.Version = herald.Version(frame[at])
 	default:
-		c.Version = refusedVersion(frame[at])
+		c.Version = herald.V311 // every client knows its CONNACK; mosquitto and EMQX do the same
 		return errProtocolLevel // [MQTT-3.1.2-2]
 	}
 	if c.Version != herald.V31 && frame[0] != TypeConnect<<4 {
@@ -136,16 +135,6 @@ func (c *Connect) parse(frame []byte) *Error {
 		}
 	}
 	return c.payload(frame, at, flags)
-}
-
-// refusedVersion is the version in which the CONNECT of an unknown level is
-// answered. Levels below those we know, and mosquitto's bridges, which set the
-// highest bit and come again without it, know the CONNACK of 3.1.1 only.
-func refusedVersion(level byte) herald.Version {
-	if level > byte(herald.V5) && level < 0x80 {
-		return herald.V5
-	}
-	return herald.V311
 }
 
 func checkConnectFlags(flags byte, v herald.Version) *Error {
@@ -209,9 +198,6 @@ func (c *Connect) payload(frame []byte, at int, flags byte) (e *Error) {
 		return e // [MQTT-3.1.3-3]
 	}
 	if !plain(c.ClientID) && !cleanText(c.ClientID) { // [MQTT-3.1.3-4]
-		if c.Version == herald.V5 {
-			return errClientIDText
-		}
 		return errUTF8
 	}
 	if len(c.ClientID) == 0 && c.Version != herald.V5 && (!c.Clean || c.Version == herald.V31) {

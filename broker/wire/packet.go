@@ -117,9 +117,10 @@ var (
 	errUTF8          = &Error{ReasonMalformed, "malformed UTF-8 string"}
 	errTopicEmpty    = &Error{ReasonMalformed, "empty topic name"}
 	errTopicWildcard = &Error{ReasonMalformed, "wildcard in a topic name"}
-	errTopicLevels   = &Error{ReasonTopic, "topic name with too many levels"}
+	errTopicLevels   = &Error{ReasonMalformed, "topic name with too many levels"}
 	errFilter        = &Error{ReasonMalformed, "malformed topic filter"}
-	errFilterLevels  = &Error{ReasonFilter, "topic filter with too many levels"}
+	errShare         = &Error{ReasonProtocol, "malformed filter of a shared subscription"}
+	errFilterLevels  = &Error{ReasonMalformed, "topic filter with too many levels"}
 	errPacketID      = &Error{ReasonProtocol, "packet identifier 0"}
 	errReasonCode    = &Error{ReasonProtocol, "reason code that does not belong to the packet"}
 

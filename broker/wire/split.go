@@ -71,14 +71,14 @@ func FrameLength(b []byte) int {
 	return n
 }
 
-// badFirst says why a first byte is refused. What no client may send whatever
-// its flags (AUTH counts, nobody having asked for it) is a Protocol Error, as in
-// mosquitto.
+// badFirst says why a first byte is refused: in the terms of mosquitto, for which
+// some of what no client may send (AUTH counts, nobody having asked for it) is a
+// Protocol Error whatever its flags.
 func badFirst(first byte) *Error {
 	switch Type(first) {
 	case 0:
 		return errType
-	case TypeConnack, TypeSuback, TypeUnsuback, TypePingresp:
+	case TypeConnack, TypePingresp:
 		return errServerOnly
 	case TypeAuth:
 		return errAuthFlags

@@ -84,7 +84,11 @@ func checkFilter(b []byte) (shared bool, e *Error) {
 		return false, errFilterLevels
 	}
 	_, _, shared, ok := herald.SplitShare(view(b))
-	if !ok {
+	switch {
+	case ok:
+	case shared || string(b) == "$share":
+		return shared, errShare // [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+	default:
 		return shared, errFilter
 	}
 	return shared, nil
