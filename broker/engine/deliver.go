@@ -240,16 +240,23 @@ func (e *Engine) unlockAcks(c *client, w *listen.Worker, s *scratch) {
 }
 
 // acknowledged takes one acknowledgement.
-func (c *client) acknowledged(a *wire.Ack, fx *session.Effects) {
+func (c *client) acknowledged(a *wire.Ack, fx *session.Effects) error {
+	ok := true
 	switch a.Type {
 	case wire.TypePuback:
-		c.core.Puback(a.PacketID, fx)
+		ok = c.core.Puback(a.PacketID, fx)
 	case wire.TypePubrec:
-		c.core.Pubrec(a.PacketID, a.Reason, fx)
+		ok = c.core.Pubrec(a.PacketID, a.Reason, fx)
 	case wire.TypePubcomp:
-		c.core.Pubcomp(a.PacketID, fx)
+		ok = c.core.Pubcomp(a.PacketID, fx)
 	}
+	if !ok {
+		return errWrongAck
+	}
+	return nil
 }
+
+var errWrongAck = &wire.Error{Reason: wire.ReasonProtocol, Text: "acknowledgement that does not belong to the publish"}
 
 // Drained goes on with what a slow connection held up: the listener's handler.
 func (e *Engine) Drained(conn Conn, w *listen.Worker) {

@@ -82,7 +82,7 @@ func (e *Engine) Data(conn Conn, w *listen.Worker, frames []byte) {
 					locked = e.lockAcks(c, s)
 				}
 				if locked {
-					c.acknowledged(&in.ack, &s.fx)
+					err = c.acknowledged(&in.ack, &s.fx)
 				}
 			}
 		}

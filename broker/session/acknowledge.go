@@ -8,26 +8,37 @@ import (
 	"github.com/herald-mqtt/herald/persistence"
 )
 
-// Puback takes a client's PUBACK. One that belongs to nothing is ignored. The
-// caller calls Pump when the packets at hand are through.
-func (s *Session) Puback(pid uint16, fx *Effects) {
+// Puback takes a client's PUBACK. One that belongs to nothing is ignored; ok is
+// false if it is not the answer to what was sent under the packet id, which breaks
+// the protocol. The caller calls Pump when the packets at hand are through.
+func (s *Session) Puback(pid uint16, fx *Effects) (ok bool) {
 	sl := s.window.find(pid)
-	if sl == nil || sl.state != published || sl.qos != 1 {
-		return
+	if sl == nil || !sl.sent() {
+		return true
+	}
+	if sl.qos != 1 {
+		return false
 	}
 	s.settle(sl, fx)
 	s.finish(sl)
+	return true
 }
 
-// Pubrec takes a client's PUBREC.
-func (s *Session) Pubrec(pid uint16, reason byte, fx *Effects) {
+// sent tells whether the client has something to answer, over this connection.
+func (sl *slot) sent() bool { return sl.state >= published }
+
+// Pubrec takes a client's PUBREC, as Puback does.
+func (s *Session) Pubrec(pid uint16, reason byte, fx *Effects) (ok bool) {
 	sl := s.window.find(pid)
+	if sl != nil && sl.sent() && sl.qos != 2 {
+		return false
+	}
 	if sl == nil || sl.qos != 2 || sl.state == awaited || sl.state == staged {
 		if reason < 0x80 {
 			// [MQTT-4.3.3-4] A client that still holds the packet id is let go.
 			fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, pid, wire.ReasonIDNotFound)
 		}
-		return
+		return true
 	}
 	switch {
 	case sl.state == released:
@@ -47,13 +58,20 @@ func (s *Session) Pubrec(pid uint16, reason byte, fx *Effects) {
 		sl.state, sl.run, sl.g = released, nil, nil
 		fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, pid, 0)
 	}
+	return true
 }
 
-// Pubcomp takes a client's PUBCOMP.
-func (s *Session) Pubcomp(pid uint16, fx *Effects) {
-	if sl := s.window.find(pid); sl != nil && sl.state == released {
-		s.finish(sl)
+// Pubcomp takes a client's PUBCOMP, as Puback does.
+func (s *Session) Pubcomp(pid uint16, fx *Effects) (ok bool) {
+	sl := s.window.find(pid)
+	if sl == nil || !sl.sent() {
+		return true
 	}
+	if sl.state != released {
+		return false
+	}
+	s.finish(sl)
+	return true
 }
 
 // settle notes that the message of a slot is done with.

@@ -5,6 +5,30 @@ import "fmt"
 // The server as the sender: packet ids, DUP, the handshakes, resuming.
 var qosCases = []scenario{
 	{
+		// What nobody waits for is ignored; what contradicts the handshake is not.
+		name: "acknowledgement_of_the_wrong_kind", v311: "4.3.2-1 4.3.3-1 4.8.0-1", v5: "4.3.2-3 4.3.3-3 4.3.3-5 4.13.1-1", bad: true,
+		run: func(t *T) {
+			topic := t.topic("a")
+			for _, w := range []struct {
+				qos      byte
+				received bool // PUBREC has been sent
+				kind     byte
+			}{
+				{1, false, tPubrec}, {1, false, tPubcomp}, {2, false, tPuback}, {2, false, tPubcomp}, {2, true, tPuback},
+			} {
+				sub := t.subscriber(filter{topic, w.qos})
+				t.anyone().publish(publish{topic: topic, payload: "x", qos: 2})
+				p := sub.message()
+				if w.received {
+					sub.send(ack(tPubrec, p.id))
+					sub.acked(tPubrel, p.id)
+				}
+				sub.send(ack(w.kind, p.id))
+				sub.refused(0x82)
+			}
+		},
+	},
+	{
 		name: "packet_ids_are_unused", v311: "2.3.1-4 4.3.2-1 4.3.3-1", v5: "2.2.1-4 4.3.2-1 4.3.2-2 4.3.3-1 4.3.3-2",
 		run: func(t *T) {
 			sub, pub := t.subscriber(filter{t.topic("#"), 2}), t.anyone()
