@@ -67,7 +67,7 @@ func (e *Engine) route(c *client, s *scratch) {
 	}
 	matched := e.match(m, r, &sh.batch)
 	reason := byte(0)
-	if !matched {
+	if !matched && qos == 1 { // not in PUBREC: the publish may come again, and then nobody knows
 		reason = wire.ReasonNoSubscribers
 	}
 	e.answer(c, in, qos, reason)
@@ -95,7 +95,8 @@ func (e *Engine) answer(c *client, in *intake, qos, reason byte) {
 }
 
 // match fills in who the run is due to, and adds the entries of durable
-// sessions to the batch. It tells whether there is anybody.
+// sessions to the batch. It tells whether anybody has subscribed, be it only the
+// publisher, who does not want to hear of it.
 func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch) (matched bool) {
 	if len(m.Nodes) == 0 {
 		return false
@@ -107,10 +108,10 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 		snap := m.Nodes[0].Subscribers()
 		for i := range snap.Chunks() {
 			for _, en := range snap.Chunk(i) {
+				matched = true
 				if en.NoLocal && en.Target.id == r.from {
 					continue
 				}
-				matched = true
 				if g := en.Target.group; g != nil {
 					r.numbered = true
 				}
@@ -122,7 +123,9 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 		r.nodes = append(r.nodes, snap)
 	} else {
 		r.to = e.merge(m, r.from)
-		matched = len(r.to) > 0
+		for _, n := range m.Nodes {
+			matched = matched || n.Subscribers().Len() > 0
+		}
 		for _, d := range r.to {
 			if d.h.group != nil {
 				r.numbered = true
