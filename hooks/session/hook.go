@@ -138,7 +138,8 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 		}
 		return pk
 	}
-	pk.SessionPresent = a.ack.SessionPresent
+	// In MQTT 3.1 that byte is reserved.
+	pk.SessionPresent = a.ack.SessionPresent && cl.Properties.ProtocolVersion > byte(herald.V31)
 	pk.Properties.SessionExpiryInterval, pk.Properties.SessionExpiryIntervalFlag = a.ack.SessionExpiry, a.ack.HasSessionExpiry
 	pk.Properties.TopicAliasMaximum = h.opts.AliasMaximum
 	pk.Properties.MaximumPacketSize = h.opts.MaxPacket

@@ -88,6 +88,19 @@ var connectCases = []scenario{
 		},
 	},
 	{
+		// Its CONNACK has no session present flag: that byte is reserved.
+		name: "mqtt_3_1_session", v311: "3.1.2-1",
+		run: func(t *T) {
+			id := t.id()
+			for range 2 {
+				c := t.dial()
+				c.send(connect{id: id, keep: true, nameRaw: "MQIsdp", levelRaw: 3}.bytes(t.v))
+				wantBytes(c, 0x20, 2, 0, 0)
+				c.drop()
+			}
+		},
+	},
+	{
 		name: "reserved_connect_flag", v311: "3.1.2-3 3.1.4-1 3.2.2-6", v5: "3.1.2-3 3.1.4-1", bad: true,
 		run: func(t *T) { badFlags(t, connect{id: t.id()}, 0x01) },
 	},
