@@ -62,10 +62,12 @@ var willCases = []scenario{
 	{
 		name: "disconnect_with_will", v5: "3.1.2-8 3.14.4-3",
 		run: func(t *T) {
-			dying, watcher := watched(t, will{qos: 1}, connect{})
-			dying.send(disconnectWith(0x04))
-			watcher.takePayloads("will")
-			dying.closed()
+			for _, b := range [][]byte{disconnectWith(0x04), {tDisconnect << 4, 1, 0x04}} {
+				dying, watcher := watched(t, will{qos: 1}, connect{})
+				dying.send(b)
+				watcher.takePayloads("will")
+				dying.closed()
+			}
 		},
 	},
 	{
