@@ -140,23 +140,32 @@ type claims struct {
 }
 
 type claim struct {
-	mu sync.Mutex
-	n  int
+	held gate
+	n    int
 }
+
+// gate is a lock for whoever has to wait for the store while it is held. Unlike
+// with a sync.Mutex, a test in virtual time sees who waits for it at rest.
+type gate chan struct{}
+
+func newGate() gate { return make(gate, 1) }
+
+func (g gate) lock()   { g <- struct{}{} }
+func (g gate) unlock() { <-g }
 
 // lock claims name and returns what gives it back.
 func (c *claims) lock(name string) (unlock func()) {
 	c.mu.Lock()
 	k := c.m[name]
 	if k == nil {
-		k = new(claim)
+		k = &claim{held: newGate()}
 		c.m[name] = k
 	}
 	k.n++
 	c.mu.Unlock()
-	k.mu.Lock()
+	k.held.lock()
 	return func() {
-		k.mu.Unlock()
+		k.held.unlock()
 		c.mu.Lock()
 		if k.n--; k.n == 0 {
 			delete(c.m, name)

@@ -17,7 +17,7 @@ import (
 // member, or is configured to be durable, has an inbox and lives on for
 // shared.expiry after its last member left.
 type groups struct {
-	mu     sync.Mutex // serialises joining and leaving
+	mu     gate // serialises joining and leaving
 	byName map[string]*group
 	byID   map[herald.SessionID]*group
 	lookup sync.RWMutex // guards the maps
@@ -47,6 +47,7 @@ type member struct {
 }
 
 func (gs *groups) init() {
+	gs.mu = newGate()
 	gs.byName = make(map[string]*group)
 	gs.byID = make(map[herald.SessionID]*group)
 }
@@ -71,8 +72,8 @@ func (gs *groups) all() []*group {
 // join adds a session to a group, which is made if there is none. It may block
 // for the store.
 func (gs *groups) join(e *Engine, name, filter string, h *handle, o topic.Options) error {
-	gs.mu.Lock()
-	defer gs.mu.Unlock()
+	gs.mu.lock()
+	defer gs.mu.unlock()
 	key := name + "/" + filter
 	g := gs.byName[key]
 	if g == nil {
@@ -85,19 +86,21 @@ func (gs *groups) join(e *Engine, name, filter string, h *handle, o topic.Option
 			return err
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	m := member{h: h, g: e.grants.of(o)}
+	g.mu.Lock()
 	if i := slices.IndexFunc(g.members, func(m member) bool { return m.h == h }); i >= 0 {
 		g.members[i] = m
+	} else {
+		g.members = append(g.members, m)
+	}
+	row := g.row
+	g.row.Expires = 0
+	g.mu.Unlock()
+	if row.Expires == 0 {
 		return nil
 	}
-	g.members = append(g.members, m)
-	if g.row.Expires != 0 {
-		g.row.Expires = 0
-		return e.commit(&persistence.Batch{Sessions: []persistence.Session{g.row}})
-	}
-	return nil
+	row.Expires = 0
+	return e.commit(&persistence.Batch{Sessions: []persistence.Session{row}})
 }
 
 // durableGroup tells whether configuration makes a group durable.
@@ -154,8 +157,8 @@ func (gs *groups) harden(e *Engine, g *group) error {
 
 // leave takes a session out of a group.
 func (gs *groups) leave(e *Engine, name, filter string, h *handle) {
-	gs.mu.Lock()
-	defer gs.mu.Unlock()
+	gs.mu.lock()
+	defer gs.mu.unlock()
 	g := gs.byName[name+"/"+filter]
 	if g == nil {
 		return
@@ -163,14 +166,18 @@ func (gs *groups) leave(e *Engine, name, filter string, h *handle) {
 	g.mu.Lock()
 	g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.h == h })
 	last, durable := len(g.members) == 0, g.core.Durable()
-	if last && durable && g.row.Expires == 0 {
+	expires := last && durable && g.row.Expires == 0
+	if expires {
 		g.row.Expires = e.now() + e.cfg.Shared.Expiry.Milliseconds()
-		if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{g.row}}); err != nil {
+	}
+	row := g.row
+	g.mu.Unlock()
+	switch {
+	case expires:
+		if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{row}}); err != nil {
 			e.log.Error("storing a shared group", errField(err))
 		}
-	}
-	g.mu.Unlock()
-	if last && !durable {
+	case last && !durable:
 		gs.remove(e, g)
 	}
 }
@@ -185,8 +192,8 @@ func (gs *groups) remove(e *Engine, g *group) {
 
 // expire ends groups that have had no member for too long.
 func (gs *groups) expire(e *Engine, row persistence.Session) error {
-	gs.mu.Lock()
-	defer gs.mu.Unlock()
+	gs.mu.lock()
+	defer gs.mu.unlock()
 	if g := gs.byName[row.Name]; g != nil {
 		g.mu.Lock()
 		busy := len(g.members) > 0

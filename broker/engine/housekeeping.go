@@ -118,8 +118,8 @@ func (e *Engine) load(ctx context.Context) error {
 
 // restore makes a stored group known although no member may be left.
 func (gs *groups) restore(e *Engine, row persistence.Session) error {
-	gs.mu.Lock()
-	defer gs.mu.Unlock()
+	gs.mu.lock()
+	defer gs.mu.unlock()
 	if gs.byName[row.Name] != nil {
 		return nil
 	}
