@@ -15,10 +15,10 @@
 //
 // # Who runs
 //
-// On Linux, TCP and Unix sockets do not use Go's network poller. A few pollers
-// (one per core), each a goroutine with an epoll of its own, read, scan, call the
-// engine, and write what the engine appended, once per connection and batch. An
-// idle connection has no goroutine, no stack and no buffer.
+// On Linux, TCP and Unix sockets do not use Go's network poller. Pollers (as many
+// as the load needs), each a goroutine with an epoll of its own, read, scan, call
+// the engine, and write what the engine appended, once per connection and batch.
+// An idle connection has no goroutine, no stack and no buffer.
 //
 // mochi wants a goroutine, blocked in Read, for as long as a connection lives.
 // Its frames take 4.6 KB of stack while it waits and more than 8 KB while it
@@ -38,8 +38,8 @@
 //     belongs to the connection: client.Net.Conn.(*listen.Conn).User().
 //   - Do not keep a *mqtt.Client to disconnect it later: use [Conn.CloseAfter].
 //
-// TLS, WebSocket, PROXY protocol, and other systems than Linux have a goroutine
-// per connection that reads and scans by the same code.
+// TLS, WebSocket, and other systems than Linux have a goroutine per connection
+// that reads and scans by the same code.
 //
 // # Order of locks
 //

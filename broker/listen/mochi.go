@@ -94,7 +94,7 @@ func (c *Conn) serve() {
 		again := c.in != nil
 		c.heard.Store(c.loop.now.Load()) // nobody listened meanwhile
 		c.worker.Store(false)
-		if again || c.more.Load() || c.stopped.Load() {
+		if again || c.more.Load() || c.stopped.Load() || c.stream != nil {
 			c.post()
 		}
 	}()

@@ -8,10 +8,9 @@ import (
 	"time"
 )
 
-// stream is what a connection has that is not polled: TLS, WebSocket, behind a
-// PROXY protocol header, or on a system without epoll. One goroutine reads,
-// scans and runs mochi; another one writes, for as long as there is something to
-// write.
+// stream is what a connection has that is not polled: TLS, WebSocket, or on a
+// system without epoll. One goroutine reads and scans; another one writes, for
+// as long as there is something to write.
 type stream struct {
 	c      *Conn
 	nc     net.Conn // outermost layer
@@ -68,6 +67,8 @@ func (s *stream) run() {
 	for {
 		c.posted.Store(false)
 		switch {
+		case c.worker.Load():
+			<-s.signal
 		case c.dead.Load():
 			return
 		case c.stopped.Load():
@@ -152,10 +153,7 @@ func (s *stream) digest(w *Worker) {
 		c.frame, c.scan = frame, true
 		c.loop.shared.handed.Add(1)
 		c.worker.Store(true)
-		c.serve()
-		if c.in == nil {
-			c.scan = false
-		}
+		c.loop.submit(c) // not here: this stack stays small
 	}
 }
 
