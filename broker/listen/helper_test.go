@@ -76,7 +76,6 @@ type hook struct {
 	mqtt.HookBase
 	control   func(cl *mqtt.Client, pk packets.Packet) error
 	establish func(cl *mqtt.Client)
-	ended     atomic.Int64
 }
 
 func (*hook) ID() string { return "test" }
