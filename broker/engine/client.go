@@ -35,6 +35,7 @@ type client struct {
 	retained []*retainedJob
 	will     *persistence.Will
 	ending   disconnect // what the client said when it went
+	starving []*group   // found it busy
 	spilled  bool       // an ephemeral session with an inbox
 
 	pmu     sync.Mutex // guards below; taken after mu

@@ -106,7 +106,7 @@ func (g *group) pick(publisher herald.SessionID, qos0 bool) int {
 	if g.picker.Strategy == topic.RoundRobin {
 		for i := range g.members {
 			k := (g.next + i) % len(g.members)
-			if m, ok := g.members[k].state(qos0); ok && !m.Busy {
+			if m, ok := g.state(k, qos0); ok && !m.Busy {
 				g.next = k + 1
 				return k
 			}
@@ -115,7 +115,7 @@ func (g *group) pick(publisher herald.SessionID, qos0 bool) int {
 	}
 	g.list, g.index = g.list[:0], g.index[:0]
 	for i := range g.members {
-		if m, ok := g.members[i].state(qos0); ok {
+		if m, ok := g.state(i, qos0); ok {
 			g.list = append(g.list, m)
 			g.index = append(g.index, i)
 		}
@@ -126,9 +126,11 @@ func (g *group) pick(publisher herald.SessionID, qos0 bool) int {
 	return -1
 }
 
-// state tells how busy a member is; ok: it is connected.
-func (m *member) state(qos0 bool) (t topic.Member, ok bool) {
-	c := m.h.live.Load()
+// state tells how busy member i is; ok: it is connected. One that is busy has the
+// group woken when it is not any more: what fills its window may be no message of
+// the group's.
+func (g *group) state(i int, qos0 bool) (t topic.Member, ok bool) {
+	c := g.members[i].h.live.Load()
 	if c == nil {
 		return t, false
 	}
@@ -137,10 +139,25 @@ func (m *member) state(qos0 bool) (t topic.Member, ok bool) {
 	if c.conn == nil {
 		return t, false
 	}
-	return topic.Member{
+	t = topic.Member{
 		Session: c.h.id, Inflight: c.core.Inflight(),
 		Busy: c.conn.Room() <= 0 || !qos0 && c.core.Free() <= 0,
-	}, true
+	}
+	if t.Busy && !qos0 && !slices.Contains(c.starving, g) {
+		c.starving = append(c.starving, g)
+	}
+	return t, true
+}
+
+// feed wakes the groups that a member kept waiting; its client's lock is held.
+func (gs *groups) feed(e *Engine, c *client) {
+	hungry := c.starving
+	c.starving = nil
+	e.workers[0].call(func(w *listen.Worker) {
+		for _, g := range hungry {
+			g.wake(e, w)
+		}
+	})
 }
 
 // dealTo hands message i of run to member k; false if it has just gone.

@@ -106,6 +106,9 @@ func (e *Engine) end(c *client, env session.Env, w *listen.Worker, s *scratch) {
 		e.abandon(conn)
 	}
 	e.account(fx)
+	if len(c.starving) > 0 && c.core.Free() > 0 && c.conn.Room() > 0 {
+		e.groups.feed(e, c)
+	}
 	if len(c.retained) > 0 && c.core.Wants() {
 		e.moreRetained(c)
 	}
