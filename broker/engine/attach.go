@@ -120,12 +120,21 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	} else if exists {
 		b.WillsGone = []herald.SessionID{row.ID}
 	}
+	// A delayed will that is not due yet is not sent. One that is due goes before
+	// the batch: its row is to go, not that of the will which takes its place.
+	pending := e.wills.take(row.ID)
+	if pending != nil && pending.Due <= now {
+		e.publishWill(pending)
+		pending = nil
+	}
 	if !b.Empty() {
 		if err := e.commit(&b); err != nil {
+			if pending != nil {
+				e.wills.add(pending)
+			}
 			return Connack{}, err
 		}
 	}
-	e.wills.forget(row.ID)
 	if durable {
 		c.h = e.handleFor(row.ID, true)
 	} else {

@@ -88,9 +88,13 @@ func (e *Engine) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	outlives := make(map[herald.SessionID]uint32, len(left)) // seconds; ephemeral sessions did not outlive the process
+	for _, s := range left {
+		outlives[s.ID] = s.ExpiryInterval
+	}
 	for i := range wills {
-		if w := wills[i]; w.Due == 0 {
-			w.Due = started + int64(w.Delay)*1000
+		if w := wills[i]; w.Due == 0 { // a session's end is the latest [MQTT-3.1.3-9]
+			w.Due = started + int64(min(w.Delay, outlives[w.Session]))*1000
 			b.Wills = append(b.Wills, w)
 			e.wills.add(&w)
 		}
@@ -262,8 +266,6 @@ func (d *delayedWills) add(w *persistence.Will) {
 	d.m[w.Session] = w
 }
 
-func (d *delayedWills) forget(id herald.SessionID) { d.take(id) }
-
 func (d *delayedWills) take(id herald.SessionID) *persistence.Will {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -272,26 +274,23 @@ func (d *delayedWills) take(id herald.SessionID) *persistence.Will {
 	return w
 }
 
-// publishDue publishes the wills that are due.
+// publishDue publishes the wills that are due. It does so under the lock, so
+// that a client which comes back at this moment stores its new will after the
+// row of the old one is gone.
 func (d *delayedWills) publishDue(e *Engine, now int64) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if len(d.m) == 0 || now < d.next {
-		d.mu.Unlock()
 		return
 	}
-	var due []*persistence.Will
 	d.next = math.MaxInt64
 	for id, w := range d.m {
 		if w.Due <= now {
-			due = append(due, w)
 			delete(d.m, id)
+			e.publishWill(w)
 		} else {
 			d.next = min(d.next, w.Due)
 		}
-	}
-	d.mu.Unlock()
-	for _, w := range due {
-		e.publishWill(w)
 	}
 }
 
