@@ -215,11 +215,17 @@ func (e *Engine) readGroup(g *group, after herald.ID, limit int) {
 // come back was sent and has not acknowledged.
 func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 	core := c.core
+	var foreign []persistence.Sent
 	for _, s := range sent {
-		if s.Source == 0 || s.Step != persistence.Published {
-			continue
+		if s.Source != 0 && s.Step == persistence.Published {
+			foreign = append(foreign, s)
 		}
-		e.background(func() {
+	}
+	if len(foreign) == 0 {
+		return
+	}
+	e.background(func() {
+		for _, s := range foreign { // one after the other: they are sent again in their order [MQTT-4.6.0-1]
 			entries, err := e.store.Inbox(e.ctx, s.Source, s.ID-1, s.ID, 1, pageBytes, nil)
 			if err != nil {
 				if e.ctx.Err() == nil {
@@ -242,6 +248,6 @@ func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 			e.worker(c).call(func(w *listen.Worker) {
 				e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Restore(s.PacketID, m, grant, env, fx) })
 			})
-		})
-	}
+		}
+	})
 }
