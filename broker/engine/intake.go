@@ -116,7 +116,7 @@ func (e *Engine) publish(c *client, w *listen.Worker, s *scratch, read []byte, a
 	if qos > e.cfg.MaxQoS {
 		return errQoS
 	}
-	if qos > 0 && c.over(in) {
+	if qos > 0 && !(qos == 2 && c.core.Held(p.PacketID)) && c.over(in) { // one sent again is counted already
 		return errReceiveMaximum // [MQTT-3.3.4-9]
 	}
 	same := in.n > 0 && in.n < maxRun && at == in.base+int(in.at[in.n]) && (p.Flags^in.flags)&^8 == 0 &&
