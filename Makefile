@@ -12,7 +12,7 @@ FUZZTIME ?= 20000x
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-tools test-go bench soak fuzz lint clean
+.PHONY: help build run test test-tools test-go bench soak fuzz lint clean test-cql cassandra
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ build: ## build bin/herald
 run: build ## build and start a node: MQTT on 127.0.0.1:1883, data in ./data
 	./bin/herald serve
 
-test: test-tools test-go ## install what the tests need, then run all of them
+test: test-tools test-cql test-go ## install what the tests need, then run all of them
 	$(MAKE) fuzz FUZZTIME=$(FUZZTIME)
 
 # Stock clients and a broker to compare with. Nothing is installed where they
@@ -34,12 +34,24 @@ test-tools:
 		apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mosquitto mosquitto-clients; \
 	else echo 'make test: please install mosquitto and mosquitto-clients' >&2; exit 1; fi
 
+# What runs Apache Cassandra, which the tests of the shared store talk to unless
+# HERALD_TEST_CQL=host:port names a server. Its jars come from Maven Central.
+test-cql:
+	@if [ -n "$$HERALD_TEST_CQL" ]; then :; \
+	elif command -v java >/dev/null && command -v mvn >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends openjdk-17-jre-headless maven; \
+	else echo 'make test: please install a JDK 17 and maven' >&2; exit 1; fi
+
 test-go:
 	$(GO) test -race -timeout 30m ./...
 
 bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.json
 	./internal/bench/install-peers.sh
 	./bin/herald bench --all --json bench.json
+
+cassandra: test-cql ## run Apache Cassandra on 127.0.0.1 and on (N=3 nodes, port 9042)
+	$(GO) run ./internal/cassandra/run -n $(or $(N),1)
 
 soak: ## long run of the delivery checker with kills (SOAK=10m)
 	$(GO) run ./internal/checker/soak -for $(SOAK)
