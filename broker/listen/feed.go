@@ -3,6 +3,7 @@ package listen
 import (
 	"errors"
 
+	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/wire"
 )
 
@@ -29,12 +30,16 @@ const pingreq, pingresp = wire.TypePingreq << 4, wire.TypePingresp << 4
 // Hot: once per read.
 func (c *Conn) feed(w *Worker, b []byte) (done, frame int, v verdict) {
 	start, pos := 0, 0
-	connected := c.version.Load() != 0
+	version := c.Version()
+	connected := version != 0
 	limit := c.loop.cfg.MaxPacketSize
 	if !connected && (limit == 0 || limit > c.loop.cfg.MaxConnectSize) {
 		limit = c.loop.cfg.MaxConnectSize
 	}
 	for pos < len(b) {
+		if version == herald.V31 {
+			b[pos] = wire.First31(b[pos])
+		}
 		n, err := wire.Split(b[pos:], limit)
 		if err == nil && !connected && !isConnect(b[pos]) {
 			err = errNotConnect // [MQTT-3.1.0-1], before the rest of it came

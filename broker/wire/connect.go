@@ -276,6 +276,18 @@ func (c *Connect) will(frame []byte, at int, flags byte) (next int, e *Error) {
 	return at, nil
 }
 
+// DropUserProperties takes the user properties out of Properties.
+func (c *Connect) DropUserProperties() {
+	var kept []byte
+	p := properties{b: c.Properties, allowed: connectProperties}
+	for p.next() {
+		if p.id != propUser {
+			kept = append(kept, p.b[p.start:p.at]...)
+		}
+	}
+	c.Properties = kept
+}
+
 // AppendConnect appends a CONNECT that says what c says, in c.Version. The will
 // gets WillProperties, delay and expiry, the packet gets Properties as they are.
 //

@@ -154,3 +154,17 @@ func TestConnectRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestDropUserProperties(t *testing.T) {
+	user := props{propUser, text("k"), text("v")}
+	whole := frame(0x10, text("MQTT"), 5, 2, u16(30), append(append(props{}, user...), append(props{propSessionExpiry, u32(60)}, user...)...), text("id"))
+	c, err := CheckConnect(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DropUserProperties()
+	want := frame(0x10, text("MQTT"), 5, 2, u16(30), props{propSessionExpiry, u32(60)}, text("id"))
+	if got := AppendConnect(nil, &c); !bytes.Equal(got, want) {
+		t.Errorf("got  % x\nwant % x", got, want)
+	}
+}

@@ -25,6 +25,17 @@ var flagsOK = func() (ok [256]bool) {
 	return ok
 }()
 
+// First31 is the first byte of an MQTT 3.1 client's frame in the terms of later
+// versions, which Split and the others know: that client sets DUP when it sends a
+// PUBREL, SUBSCRIBE or UNSUBSCRIBE again.
+func First31(first byte) byte {
+	switch first {
+	case TypePubrel<<4 | 0x0a, TypeSubscribe<<4 | 0x0a, TypeUnsubscribe<<4 | 0x0a:
+		return first &^ 0x08
+	}
+	return first
+}
+
 // Split gives the length of the first frame in b, fixed header included: 0 if b
 // does not hold all of it. A frame that can only be refused is refused as soon
 // as that shows, with an *Error: a reserved type or reserved flags, a remaining

@@ -88,6 +88,28 @@ var connectCases = []scenario{
 		},
 	},
 	{
+		// It sets DUP where later versions have a fixed flag.
+		name: "mqtt_3_1_sent_again", v311: "3.1.2-1",
+		run: func(t *T) {
+			c := t.dial()
+			c.send(connect{id: t.id(), nameRaw: "MQIsdp", levelRaw: 3}.bytes(t.v))
+			c.answer(tConnack)
+			again := func(b []byte) []byte { b[0] |= 8; return b }
+			c.send(again(subscribe(t.v, 1, nil, filter{t.topic("a"), 2})))
+			c.acked(tSuback, 1)
+			t.anyone().publish(publish{topic: t.topic("a"), payload: "x", qos: 1})
+			c.takePayloads("x")
+			c.send(publish{topic: t.topic("b"), qos: 2, id: 2}.bytes(t.v))
+			c.acked(tPubrec, 2)
+			for range 2 {
+				c.send(again(ack(tPubrel, 2)))
+				c.acked(tPubcomp, 2)
+			}
+			c.send(again(unsubscribe(t.v, 3, t.topic("a"))))
+			c.acked(tUnsuback, 3)
+		},
+	},
+	{
 		// Its CONNACK has no session present flag: that byte is reserved.
 		name: "mqtt_3_1_session", v311: "3.1.2-1",
 		run: func(t *T) {
