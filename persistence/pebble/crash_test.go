@@ -298,7 +298,7 @@ func (h *history) drive(s *Store, atOnce int, acked *atomic.Int64) error {
 			<-window
 			break
 		}
-		for i%20 == 0 && s.Stats().Segments > keepSealed && s.Health() == nil {
+		for i%20 == 0 && s.journal.oldSegment(keepSealed*s.opts.SegmentBytes) != 0 && s.Health() == nil {
 			time.Sleep(100 * time.Microsecond) // so that the keeper takes part
 		}
 		s.Commit(b, func(err error) {

@@ -40,6 +40,7 @@ type journal struct {
 	blocked error      // why the keeper cannot release sealed ones
 	spare   []uint64   // names of free files
 	nextSeq uint64
+	size    int64 // of the next segment: it grows up to segBytes, so that a store with little to do stays small
 	closed  bool
 }
 
@@ -47,8 +48,11 @@ type journal struct {
 // not take what would let segments go.
 var errBlocked = fmt.Errorf("%w: journal is full", herald.ErrUnavailable)
 
+// firstSegment is the size of the first segment of a run.
+const firstSegment = 1 << 20
+
 func newJournal(fs vfs.FS, dir string, id storeID, segBytes int64) *journal {
-	j := &journal{fs: fs, dir: dir, id: id, segBytes: segBytes, nextSeq: 1}
+	j := &journal{fs: fs, dir: dir, id: id, segBytes: segBytes, nextSeq: 1, size: min(firstSegment, segBytes)}
 	j.changed.L = &j.mu
 	return j
 }
@@ -61,7 +65,7 @@ func (j *journal) fits(n int) bool {
 	if j.cur == nil {
 		return false
 	}
-	return j.cur.end == 2*page || j.cur.end+int64(n) <= j.segBytes
+	return j.cur.end == 2*page || j.cur.end+int64(n) <= j.cur.size
 }
 
 // write writes and syncs one record, whose header has room at the start of rec.
@@ -112,6 +116,9 @@ func (j *journal) rotate(maxSealed int) error {
 	}
 	next := j.ready
 	j.ready, j.wanted = nil, true
+	if j.cur != nil { // it is full
+		j.size = min(2*max(j.size, j.cur.size), j.segBytes)
+	}
 	j.changed.Broadcast()
 	j.mu.Unlock()
 
@@ -139,7 +146,7 @@ func (j *journal) rotate(maxSealed int) error {
 func (j *journal) seal() {
 	c := j.cur
 	_ = c.f.Close() // everything that counts was synced
-	j.cur, j.last = nil, &segment{seq: c.seq, end: c.end}
+	j.cur, j.last = nil, &segment{seq: c.seq, end: c.end, size: c.size}
 	j.mu.Lock()
 	j.sealed = append(j.sealed, *j.last)
 	j.changed.Broadcast()
@@ -173,13 +180,13 @@ func (j *journal) prepare() {
 			j.changed.Wait()
 			continue
 		}
-		seq, spare := j.nextSeq, uint64(0)
+		seq, spare, size := j.nextSeq, uint64(0), j.size
 		j.nextSeq++
 		if n := len(j.spare); n > 0 {
 			spare, j.spare = j.spare[n-1], j.spare[:n-1]
 		}
 		j.mu.Unlock()
-		seg, err := j.make(seq, spare)
+		seg, err := j.make(seq, spare, size)
 		j.mu.Lock()
 		switch {
 		case err != nil:
@@ -195,7 +202,7 @@ func (j *journal) prepare() {
 
 // make prepares a segment: blocks allocated and written, header synced, name
 // durable. Until it has its name, it is free for whoever finds it.
-func (j *journal) make(seq, spare uint64) (*segment, error) {
+func (j *journal) make(seq, spare uint64, size int64) (*segment, error) {
 	free := freeName(seq)
 	if spare != 0 {
 		free = freeName(spare)
@@ -215,10 +222,11 @@ func (j *journal) make(seq, spare uint64) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	if have := info.Size(); have < j.segBytes {
-		zeros := make([]byte, zeroStep)
-		for at := have / page * page; at < j.segBytes; at += zeroStep {
-			if _, err := f.WriteAt(zeros[:min(zeroStep, j.segBytes-at)], at); err != nil {
+	have := info.Size() / page * page
+	if have < size {
+		zeros := make([]byte, min(zeroStep, size-have))
+		for at := have; at < size; at += zeroStep {
+			if _, err := f.WriteAt(zeros[:min(zeroStep, size-at)], at); err != nil {
 				return nil, err
 			}
 		}
@@ -239,7 +247,7 @@ func (j *journal) make(seq, spare uint64) (*segment, error) {
 		return nil, err
 	}
 	ok = true
-	return &segment{seq: seq, f: f, end: page}, nil
+	return &segment{seq: seq, f: f, size: max(size, have), end: page}, nil
 }
 
 func (j *journal) syncDir() error {
@@ -291,13 +299,16 @@ func (j *journal) block(err error) {
 	j.mu.Unlock()
 }
 
-// oldSegment is the newest sealed segment that has more than keep sealed ones
-// behind it, or 0.
-func (j *journal) oldSegment(keep int) uint64 {
+// oldSegment is the newest sealed segment that has keep bytes of sealed ones
+// behind it, or half of the sealed ones that there may be; 0 if there is none.
+func (j *journal) oldSegment(keep int64) uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if n := len(j.sealed) - keep; n > 0 {
-		return j.sealed[n-1].seq
+	for i := len(j.sealed) - 1; i >= 0; i-- {
+		if keep <= 0 || len(j.sealed)-1-i >= maxSealedSegments/2 {
+			return j.sealed[i].seq
+		}
+		keep -= j.sealed[i].end
 	}
 	return 0
 }

@@ -38,7 +38,8 @@ type keeper struct {
 }
 
 const (
-	// keepSealed is the number of full segments whose entries stay in memory.
+	// keepSealed is how many full segments of full size have their entries in
+	// memory.
 	keepSealed = 2
 	// spillItems and spillBytes bound what is moved while commits wait.
 	spillItems = 256
@@ -118,7 +119,7 @@ func (k *keeper) run() {
 
 // keep does what is due.
 func (k *keeper) keep() error {
-	if seg := k.s.journal.oldSegment(keepSealed); seg != 0 {
+	if seg := k.s.journal.oldSegment(keepSealed * k.s.opts.SegmentBytes); seg != 0 {
 		if err := k.checkpoint(seg); err != nil {
 			return fmt.Errorf("checkpoint: %w", err)
 		}

@@ -45,9 +45,10 @@ type storeID [16]byte
 
 // segment is an open segment, or a closed one that is still needed.
 type segment struct {
-	seq uint64
-	f   vfs.File
-	end int64 // behind the last record that was synced
+	seq  uint64
+	f    vfs.File
+	size int64 // of the file, when it was prepared
+	end  int64 // behind the last record that was synced
 }
 
 func liveName(seq uint64) string { return fmt.Sprintf("%016x%s", seq, liveSuffix) }

@@ -46,10 +46,10 @@ type Options struct {
 	// InlineUpTo is the number of targets up to which a message is kept in each
 	// inbox; for more it is kept once. Default 16.
 	InlineUpTo int
-	// SegmentBytes is the size of a journal segment. Two that are full are
-	// kept, one is written and one is ready, so the journal takes four to five
-	// times that, and the newest entries of inboxes as much memory. Default
-	// 32 MiB, at least 64 KiB.
+	// SegmentBytes is the size up to which journal segments grow. Two that are
+	// full are kept, one is written and one is ready, so a busy journal takes
+	// four to six times that, and the newest entries of inboxes as much memory.
+	// Default 32 MiB, at least 64 KiB.
 	SegmentBytes int64
 	// CacheBytes is for blocks of Pebble. Default 32 MiB.
 	CacheBytes int64
