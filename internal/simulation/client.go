@@ -25,11 +25,13 @@ type client struct {
 	conn     *conn
 	up       bool // CONNACK was read
 	clean    bool // of the CONNECT
+	fresh    bool // a clean start was not answered yet
 	lasting  bool // the session outlives the connection
 	leaving  bool // DISCONNECT is under way
 	began    time.Time
-	net      []sent // written, not carried yet
-	owed     []sent // answers to what was read
+	quit     time.Time // when DISCONNECT was carried; zero: it was not
+	net      []sent    // written, not carried yet
+	owed     []sent    // answers to what was read
 	unacked  []*arrival
 	aliasOf  map[uint16]string
 	quota    int // PUBLISHes sent over this connection and not acknowledged
@@ -98,6 +100,12 @@ type presence struct {
 func (c *client) connect(clean bool) {
 	w := c.w
 	c.lose(false)
+	if clean = clean || c.fresh; clean {
+		// Whatever is left of the session is given up, and a clean start repeated
+		// until it is answered: else the two sides might mean different sessions.
+		c.newSession()
+		c.fresh = true
+	}
 	w.ledger.decide(c)
 	con := &wire.Connect{Version: c.version, ClientID: []byte(c.name), Clean: clean}
 	expiry := c.expiry
@@ -117,7 +125,7 @@ func (c *client) connect(clean bool) {
 		con.HasWill, con.WillTopic, con.WillPayload = true, []byte(c.armed.m.topic), []byte(c.armed.m.payload)
 		con.WillQoS, con.WillDelay = c.armed.m.qos, c.armed.delay
 	}
-	c.leaving, c.began = false, w.now()
+	c.leaving, c.began, c.quit = false, w.now(), time.Time{}
 	c.aliasOf = map[uint16]string{}
 	c.quota, c.acks = 0, [3][]uint16{}
 	c.conn = newConn(w.engine, c.name, wire.AppendConnect(nil, con), w.bound)
@@ -152,6 +160,9 @@ func (c *client) lose(noted bool) {
 	}
 	if c.present.known {
 		c.present.left, c.present.noted = w.now(), time.Time{}
+		if !c.quit.IsZero() {
+			c.present.left = c.quit
+		}
 	}
 	c.conn, c.up = nil, false
 	c.net, c.owed, c.unacked = nil, nil, nil
@@ -160,7 +171,7 @@ func (c *client) lose(noted bool) {
 		o.counted = false
 	}
 	if !c.lasting {
-		c.gen.end()
+		c.newSession()
 	}
 }
 
@@ -197,6 +208,7 @@ func (c *client) carry(n int) {
 		case s.unsub != nil:
 			c.conn.bring(input{unsubscribe: s.unsub})
 		case s.disconnect:
+			c.quit = c.w.now()
 			will, store := c.armed, c.w.store
 			c.conn.bring(input{disconnect: true, after: func() {
 				if will != nil && store.Health() == nil {
@@ -403,7 +415,7 @@ func (c *client) connack(p packet) error {
 	if err := c.checkPresent(p.present); err != nil {
 		return err
 	}
-	c.up = true
+	c.up, c.fresh = true, false
 	c.w.ledger.resumed(c, p.present)
 	if !p.present {
 		c.newSession()

@@ -224,7 +224,9 @@ func (g *generation) expectRetained(r *request) {
 
 // done notes that the broker has a client's acknowledgement.
 func (g *generation) done(a *arrival, epoch int) {
-	g.acked[a.m] = lately{epoch, g.acked[a.m].in(epoch) + 1}
+	if !a.p.retain {
+		g.acked[a.m] = lately{epoch, g.acked[a.m].in(epoch) + 1}
+	}
 }
 
 // arrived checks an arrival.

@@ -83,8 +83,11 @@ func (w *World) doPublish() {
 	if w.rng.IntN(12) == 0 && !retain && kind >= 2 {
 		qos = 0
 	}
+	if retain { // and of one QoS: a QoS 1 message sent again may come after a newer one of QoS 2
+		qos = 1 + c.name[1]%2
+	}
 	for range min(w.few(), c.room()) {
-		if w.rng.IntN(4) == 0 {
+		if w.rng.IntN(4) == 0 && !retain {
 			qos = max(qos, 1)
 			qos = 3 - qos
 		}
@@ -201,7 +204,7 @@ func (w *World) doSubscribe() {
 			return
 		}
 		gr := w.ledger.groups["$share/g/s/#"]
-		if gr.exact && (!c.durable || c.expiry > 0) {
+		if gr.exact && (!c.lasting || c.expiry > 0) {
 			return
 		}
 		filter, qos = gr.filter, gr.qos()
