@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -195,6 +196,17 @@ func (e *Engine) deliverStored(d due, run *wire.Run, env session.Env, w *listen.
 // recoverOutbox spreads what a crash left, before anybody connects. Who is
 // subscribed now gets it: a subscription that ended meanwhile does not.
 func (e *Engine) recoverOutbox(ctx context.Context) error {
+	// A store may throw away what belongs to a session without a row. No group
+	// has a name without a slash.
+	const name = "outbox"
+	if _, err := e.store.Session(ctx, persistence.Group, name); errors.Is(err, herald.ErrNotFound) {
+		row := persistence.Session{ID: outboxID, Kind: persistence.Group, Name: name, ExpiryInterval: never}
+		if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{row}}); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
 	win, err := e.store.Window(ctx, outboxID)
 	if err != nil {
 		return err
