@@ -171,6 +171,7 @@ func (e *Engine) mark() {
 	e.clientsMu.RUnlock()
 	for _, c := range cs {
 		c.mu.Lock()
+		blocked := c.conn != nil && c.core.Blocked()
 		if c.conn != nil && c.core.Dirty() {
 			// Under the lock: what the session stores next must come after it.
 			b := &persistence.Batch{Lazy: true}
@@ -178,6 +179,10 @@ func (e *Engine) mark() {
 			e.store.Commit(b, nil)
 		}
 		c.mu.Unlock()
+		if blocked {
+			core := c.core
+			e.worker(c).call(func(w *listen.Worker) { e.step(c, core, w, core.Pump) })
+		}
 	}
 	for _, g := range e.groups.all() {
 		g.mu.Lock()

@@ -388,10 +388,12 @@ func (s *Session) Pump(env Env, fx *Effects) {
 	if !s.attached {
 		return
 	}
-	if len(s.settled) > s.tidyAt {
+	if n := len(s.settled); n > s.tidyAt || n >= maxSettled {
 		s.advance(env)
-		s.tidyAt = max(maxSettled/16, 2*len(s.settled))
-		fx.Tidy = s.inbox
+		if n > s.tidyAt || len(s.settled) < n {
+			s.tidyAt = max(maxSettled/16, 2*len(s.settled))
+			fx.Tidy = s.inbox
+		}
 	}
 	for s.feed.pending.n > 0 && s.room(fx) > 0 {
 		it := s.feed.pending.front()
@@ -407,6 +409,11 @@ func (s *Session) Pump(env Env, fx *Effects) {
 		s.feed.read(env, fx)
 	}
 }
+
+// Blocked tells whether nothing is sent because so much has settled above what
+// has not. If that is for want of closed time, no acknowledgement ends it, so
+// Pump must be called now and then.
+func (s *Session) Blocked() bool { return s.attached && len(s.settled) >= maxSettled }
 
 // Wants tells whether the session could take messages at once: what waits is
 // little and the window is open.
