@@ -184,19 +184,18 @@ func (e *Engine) flushRun(c *client, w *listen.Worker, s *scratch) {
 // pubrel takes a client's PUBREL: the packet id is free again
 // [MQTT-4.3.3-11]. A durable session's store learns it before PUBCOMP goes out,
 // else a crash would make the next message under this id look like the last.
+//
+// A packet id that is not held gets the same PUBCOMP: nearly always it is a PUBREL
+// sent again whose PUBCOMP got lost, and a client that is told 0x92 then reports
+// a failure of what was delivered. mosquitto says 0x00, EMQX 0x92.
 func (e *Engine) pubrel(c *client, s *scratch) {
 	in := &s.in
 	pid := in.ack.PacketID
-	reason := byte(0)
-	if c.core.Release(pid) {
-		if c.core.Durable() {
-			sh := in.shipment(c)
-			sh.batch.Held = append(sh.batch.Held, held(c, pid, 0))
-		}
-	} else {
-		reason = wire.ReasonIDNotFound
+	if c.core.Release(pid) && c.core.Durable() {
+		sh := in.shipment(c)
+		sh.batch.Held = append(sh.batch.Held, held(c, pid, 0))
 	}
-	in.acks = wire.AppendAck(in.acks, c.version, wire.TypePubcomp, pid, reason)
+	in.acks = wire.AppendAck(in.acks, c.version, wire.TypePubcomp, pid, 0)
 }
 
 // shipment returns the one that is being built.

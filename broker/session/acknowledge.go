@@ -36,7 +36,7 @@ func (s *Session) Pubrec(pid uint16, reason byte, fx *Effects) (ok bool) {
 	if sl == nil || sl.qos != 2 || sl.state == awaited || sl.state == staged {
 		if reason < 0x80 {
 			// [MQTT-4.3.3-4] A client that still holds the packet id is let go.
-			fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, pid, wire.ReasonIDNotFound)
+			fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, pid, 0)
 		}
 		return true
 	}
