@@ -217,7 +217,7 @@ func (s *Session) Detach(env Env, b *persistence.Batch) (back []Settled) {
 	s.MarkInto(env, b) // frees packet ids that may be in use again below
 	s.window.each(func(sl *slot) {
 		switch {
-		case sl.state == staged && sl.ticket == 0 && sl.src != 0:
+		case sl.state == staged && sl.ticket == 0 && !sl.dup && sl.src != 0:
 			back = append(back, Settled{Source: sl.src, ID: sl.id})
 		case s.durable && sl.state == published && !sl.stored:
 			sl.stored = true
@@ -246,9 +246,13 @@ func (s *Session) Unacknowledged() (back, settled, unknown []Settled) {
 		case sl.src == 0 || sl.state == released || sl.state == receipt:
 		case sl.state == awaited:
 			unknown = append(unknown, e)
+		case sl.state == staged && !sl.dup: // it was not begun
+			if sl.ticket != 0 {
+				back = append(back, e)
+			}
 		case sl.qos == 2:
 			settled = append(settled, e)
-		case sl.state == published:
+		default:
 			back = append(back, e)
 		}
 	})

@@ -33,6 +33,7 @@ type slot struct {
 	state  state
 	qos    byte
 	stored bool // the store has a row for the packet id
+	dup    bool // staged: it was sent over an earlier connection
 }
 
 // window is the space of packet ids towards the client. A packet id stands at
@@ -230,9 +231,11 @@ func (s *Session) sendOne(it *item, env Env, fx *Effects) {
 	sl.run, sl.g, sl.i, sl.src, sl.id, sl.qos = it.run, it.g, it.from, it.src, m.ID, qos
 	sl.seq = s.window.next()
 	s.window.inflight++
-	if s.durable && !resend && (qos == 2 || len(s.stage) > 0) {
-		sl.state, sl.ticket = staged, 0
-		if qos == 2 {
+	// What is staged is not overtaken, neither by QoS 1 nor by what is sent again
+	// [MQTT-4.6.0-1].
+	if s.durable && (qos == 2 && !resend || len(s.stage) > 0) {
+		sl.state, sl.ticket, sl.dup = staged, 0, resend
+		if qos == 2 && !resend {
 			s.request(fx)
 			sl.ticket, sl.stored = s.ticket, true
 			fx.Sent = append(fx.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: m.ID, Source: sl.src, Step: persistence.Published})
@@ -298,7 +301,7 @@ func (s *Session) Stored(ticket uint64, env Env, fx *Effects) {
 			fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, sl.pid, 0)
 			continue
 		}
-		s.publish(sl, false, env, fx)
+		s.publish(sl, sl.dup, env, fx)
 	}
 	s.stage = s.stage[n:]
 	if len(s.stage) == 0 {
