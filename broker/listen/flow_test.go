@@ -178,16 +178,44 @@ func TestWritersCombine(t *testing.T) {
 	})
 }
 
-// A client that makes the broker answer and never reads is cut off.
+// A client that makes the broker answer and never reads is cut off, whether mochi,
+// the listener or the engine answers.
 func TestAnswersUnread(t *testing.T) {
-	b := start(t, Config{}, LoopConfig{WriteBound: 64 << 10}, nil, nil)
-	c := b.connect()
-	pings := bytes.Repeat(pingreqFrame, 16<<10)
-	_ = c.SetWriteDeadline(time.Now().Add(60 * time.Second))
-	for {
-		if _, err := c.Write(pings); err != nil {
-			break
-		}
+	for name, frame := range map[string][]byte{"PINGREQ": pingreqFrame, "PUBLISH": publishFrame("a", "b")} {
+		t.Run(name, func(t *testing.T) {
+			e := &engine{data: func(c *Conn, w *Worker, frames []byte) {
+				c.End(w, append(c.Begin(), frames...)) // as many bytes as an engine's answers, or more
+			}}
+			b := start(t, Config{}, LoopConfig{WriteBound: 64 << 10, MaxPacketSize: 64 << 10}, e, nil)
+			c := b.connect()
+			frames := bytes.Repeat(frame, 16<<10)
+			end := time.Now().Add(20 * time.Second)
+			_ = c.SetWriteDeadline(end)
+			for {
+				if _, err := c.Write(frames); err != nil {
+					break
+				}
+			}
+			require.True(t, time.Now().Before(end), "it was not cut off")
+			require.Eventually(t, func() bool { return b.e.closed.Load() == 1 }, 10*time.Second, time.Millisecond)
+		})
 	}
-	require.Eventually(t, func() bool { return b.e.closed.Load() == 1 }, 10*time.Second, time.Millisecond)
+}
+
+// A client to which a message of the greatest size is on its way may ping.
+func TestPingBehindLargeMessage(t *testing.T) {
+	const size = 8 << 20
+	conns := make(chan *Conn, 1)
+	e := &engine{data: func(c *Conn, _ *Worker, _ []byte) { conns <- c }}
+	b := start(t, Config{}, LoopConfig{WriteBound: 64 << 10, MaxPacketSize: size}, e, nil)
+	c := b.connect()
+	c.send(publishFrame("a", "b"))
+	conn, w := <-conns, NewWorker()
+	conn.End(w, append(conn.Begin(), make([]byte, size)...))
+	w.Flush()
+	require.Less(t, conn.Room(), -(64 << 10))
+	c.send(pingreqFrame)
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_, err := io.ReadFull(c, make([]byte, size+2))
+	require.NoError(t, err)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+
+	"github.com/herald-mqtt/herald/broker/wire"
 )
 
 // tick is the resolution of keepalive and of deadlines.
@@ -47,6 +49,7 @@ type Loop struct {
 	log     *slog.Logger
 	server  *mqtt.Server
 	pollers []*poller
+	unread  int64 // bytes that may wait for one client, answers included
 
 	now    atomic.Uint32 // ticks since the start, at least 1
 	next   atomic.Uint32 // round robin over the active pollers
@@ -85,6 +88,10 @@ func NewLoop(cfg LoopConfig, h Handler) (*Loop, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	l := &Loop{cfg: cfg, handler: h, log: cfg.Log, done: make(chan struct{})}
+	l.unread = 2*cfg.WriteBound + 2*int64(cfg.MaxPacketSize)
+	if cfg.MaxPacketSize == 0 {
+		l.unread += 2 * wire.MaxRemaining
+	}
 	l.pool.max = cfg.MaxWorkers
 	l.hot = make(chan struct{}, 1)
 	l.now.Store(1)

@@ -57,13 +57,15 @@ func (c *Conn) Begin() []byte {
 
 // End stores what Begin returned and the caller appended to, unlocks it, and
 // puts c on w's list, to be written by the next w.Flush (or by the Flush of
-// another worker on whose list it stands already).
+// another worker on whose list it stands already). It ends the connection if
+// the peer makes the broker answer and does not read the answers.
 func (c *Conn) End(w *Worker, b []byte) {
 	if c.endLocked(b) && !c.out.dirty {
 		c.out.dirty = true
 		w.dirty = append(w.dirty, c)
 	}
 	c.out.mu.Unlock()
+	c.mayAnswer()
 }
 
 // endLocked reports whether there is something to write.
@@ -87,7 +89,8 @@ func (c *Conn) endLocked(b []byte) bool {
 
 // Room is how many bytes may be appended until the bound; negative when it is
 // exceeded. It is not enforced: the engine stops when there is none left, or not
-// enough, and waits for [Handler.Drained].
+// enough, and waits for [Handler.Drained]. A connection on which far more waits,
+// twice the bound and two packets of the greatest size, is shut down.
 func (c *Conn) Room() int { return int(c.loop.cfg.WriteBound - c.out.pending.Load()) }
 
 // Flush writes everything that was appended by this worker: one write per
@@ -231,9 +234,10 @@ var errClosed = net.ErrClosed
 // errSlow: a client makes the broker answer and does not read the answers.
 var errSlow = errors.New("client does not read")
 
-// mayAnswer ends a connection on which twice the bound waits.
+// mayAnswer ends a connection on which more waits than messages alone can bring
+// there: the engine heeds the bound with them, so what exceeds it is answers.
 func (c *Conn) mayAnswer() bool {
-	if int64(-c.Room()) > c.loop.cfg.WriteBound {
+	if c.out.pending.Load() > c.loop.unread {
 		c.Shutdown()
 		return false
 	}
