@@ -94,6 +94,9 @@ const (
 	// maxSettled bounds what may be settled above an entry that is not, before
 	// nothing more is sent.
 	maxSettled = 16384
+	// maxAliases bounds the topic aliases towards one client, which may take
+	// 65,535 and have that many topics kept in memory for it.
+	maxAliases = 64
 )
 
 // Params is what a connection brings.
@@ -163,6 +166,7 @@ func (s *Session) Attach(p Params, w persistence.Window, env Env, fx *Effects) {
 	if s.p.ReceiveMaximum < 1 {
 		s.p.ReceiveMaximum = 1
 	}
+	s.p.AliasMaximum = min(p.AliasMaximum, maxAliases)
 	if p.AliasMaximum > 0 {
 		s.aliases = make(map[string]uint16)
 	}
