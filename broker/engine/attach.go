@@ -337,7 +337,7 @@ func (e *Engine) detach(c *client, takeOver *wire.Connect) {
 // putAway stores what is left of a session without a connection, or ends it,
 // and sees to its will. env is of the moment when deliveries stopped.
 func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver *wire.Connect) {
-	now := e.now()
+	now := env.Now // the commits that were waited for since do not count
 	row := c.row
 	if ending.hasExpiry {
 		row.ExpiryInterval = ending.expiry
@@ -391,8 +391,6 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 		if will != nil && delay > 0 {
 			will.Due = now + int64(delay)*1000
 			b.Wills = append(b.Wills, *will)
-			e.wills.add(will)
-			will = nil
 		}
 	}
 	if !b.Empty() {
@@ -400,7 +398,11 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 			e.log.Error("putting a session away", sessionField(c.h.id), errField(err))
 		}
 	}
-	if will != nil {
+	switch {
+	case will == nil:
+	case will.Due != 0: // not before its row is there, which goes when it is published
+		e.wills.add(will)
+	default:
 		e.publishWill(will)
 	}
 	if ends {
