@@ -202,6 +202,9 @@ func (s *Session) sendOne(it *item, env Env, fx *Effects) {
 	resend := it.pid != 0
 	if !resend && m.Expires != 0 && env.Now >= m.Expires {
 		fx.Expired++
+		if qos > 0 {
+			s.window.last++ // mosquitto numbers what it queues, and its tests look
+		}
 		s.settleID(it.src, m.ID, m, fx)
 		return
 	}
