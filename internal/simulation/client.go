@@ -100,7 +100,11 @@ type presence struct {
 func (c *client) connect(clean bool) {
 	w := c.w
 	c.lose(false)
-	if clean = clean || c.fresh; clean {
+	// The session may have expired, and another begun with a connection that was
+	// not answered: then the client's state belongs to neither.
+	k := c.present
+	lost := c.expiry > 0 && !k.known && !w.now().Before(k.left.Add(time.Duration(c.expiry)*time.Second))
+	if clean = clean || c.fresh || lost; clean {
 		// Whatever is left of the session is given up, and a clean start repeated
 		// until it is answered: else the two sides might mean different sessions.
 		c.newSession()
@@ -149,7 +153,7 @@ func (c *client) lose(noted bool) {
 			c.armed.unsure = true
 		}
 		for _, w := range c.pendingW { // this one may have been in time to cancel them
-			w.unsure = w.unsure || !w.must
+			w.unsure = w.unsure || !w.late
 		}
 	}
 	if c.armed != nil {

@@ -92,6 +92,7 @@ type will struct {
 	lasting   bool      // the session outlives the connection
 	unsure    bool      // CONNACK was not read
 	forbidden string    // why it must not be published
+	late      bool      // its time had come when its client connected again
 	must      bool
 	epoch     int
 }
@@ -310,7 +311,7 @@ func (l *ledger) decide(c *client) {
 		at := c.present.noted.Add(time.Duration(w.delay)*time.Second + 2*time.Second)
 		late := !c.present.noted.IsZero() && l.w.now().After(at)
 		if !w.unsure && !w.leftClean && w.epoch == l.w.epoch && late {
-			w.must = true
+			w.late = true
 		}
 	}
 }
@@ -323,7 +324,9 @@ func (l *ledger) resumed(c *client, present bool) {
 			delay = min(delay, c.expiry)
 		}
 		switch {
-		case w.unsure || w.leftClean || w.must:
+		case w.late:
+			w.must = w.epoch == l.w.epoch
+		case w.unsure || w.leftClean:
 		case !w.lasting || delay == 0:
 			w.must = true
 		case present && l.w.now().Before(w.left.Add(time.Duration(delay)*time.Second)):

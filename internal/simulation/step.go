@@ -160,9 +160,13 @@ func (w *World) doTakeOver() {
 	}
 }
 
-// connect lets a client connect; the first never gives up its session.
+// connect lets a client connect; the first never gives up its session, nor does a
+// member of a group in which nothing may be lost: what it was sent at QoS 2 would
+// go to nobody else [MQTT-4.8.2-5].
 func (w *World) connect(c *client) {
-	clean := !c.durable || c != w.clients[0] && w.rng.IntN(12) == 0
+	sub := c.subs["$share/g/s/#"]
+	stays := c == w.clients[0] || sub != nil && w.ledger.groups[sub.filter].exact
+	clean := !c.durable || !stays && w.rng.IntN(12) == 0
 	w.logf("%s connects, clean %v", c.name, clean)
 	c.connect(clean)
 }
