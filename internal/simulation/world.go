@@ -323,10 +323,7 @@ func (w *World) hangUp() {
 }
 
 // crash ends the process between two effects, and starts the next.
-var dumpHook = func(*World) {}
-
 func (w *World) crash() {
-	defer dumpHook(w)
 	n, _ := w.store.Queued()
 	survive := 0
 	if n > 0 {
