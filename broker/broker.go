@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -98,6 +99,7 @@ func (b *Broker) build() error {
 	}
 	b.loop, err = listen.NewLoop(listen.LoopConfig{
 		MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
+		MaxConnections: connectionsFor(descriptors()),
 	}, handler{b.engine})
 	if err != nil {
 		return err
@@ -182,4 +184,15 @@ func (b *Broker) Listening() []string {
 		out[i] = l.Protocol() + " " + l.Address()
 	}
 	return out
+}
+
+// connectionsFor is how many connections there may be in a process that may have
+// so many files open, 0 for any number: the rest is the store's, which could not
+// go on if clients took everything, and the admin endpoint's.
+func connectionsFor(descriptors uint64) int {
+	const others = 640
+	if descriptors == 0 {
+		return 0
+	}
+	return int(min(max(descriptors-min(descriptors, others), descriptors/2), math.MaxInt32))
 }

@@ -25,7 +25,7 @@ func (s *socket) Close() error {
 	s.once.Do(func() {
 		err = s.Conn.Close()
 		s.lis.forget(s)
-		s.lis.conns.Add(-1)
+		s.lis.dismiss()
 	})
 	return err
 }

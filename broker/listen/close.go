@@ -138,7 +138,7 @@ func (c *Conn) gone() {
 	c.ReleaseConnect()
 	c.loop.slots.remove(c.slot)
 	if c.stream == nil { // else the socket counts itself
-		c.lis.conns.Add(-1)
+		c.lis.dismiss()
 	}
 	c.loop.counts.conns.Add(-1)
 	c.loop.wg.Done()

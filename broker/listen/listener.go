@@ -169,12 +169,20 @@ func (l *Listener) Close(closeClients listeners.CloseFn) {
 
 // admit counts a new connection in; false: it is one too many.
 func (l *Listener) admit() bool {
-	if n := l.conns.Add(1); l.cfg.MaxConnections > 0 && n > int64(l.cfg.MaxConnections) {
-		l.conns.Add(-1)
+	own, all := l.conns.Add(1), l.loop.sockets.Add(1)
+	most, mostOfAll := int64(l.cfg.MaxConnections), int64(l.loop.cfg.MaxConnections)
+	if most > 0 && own > most || mostOfAll > 0 && all > mostOfAll {
+		l.dismiss()
 		l.loop.counts.refused.Add(1)
 		return false
 	}
 	return true
+}
+
+// dismiss counts a connection out whose descriptor is closed.
+func (l *Listener) dismiss() {
+	l.conns.Add(-1)
+	l.loop.sockets.Add(-1)
 }
 
 // backOff waits after a failed accept; false: the listener was closed.

@@ -82,9 +82,14 @@ func TestKeepalive(t *testing.T) {
 }
 
 func TestMaxConnections(t *testing.T) {
+	t.Run("listener", func(t *testing.T) { testMaxConnections(t, 2, 0) })
+	t.Run("all listeners", func(t *testing.T) { testMaxConnections(t, 0, 2) })
+}
+
+func testMaxConnections(t *testing.T, own, all int) {
 	transports(t, func(t *testing.T, cfg Config) {
-		cfg.MaxConnections = 2
-		b := start(t, cfg, LoopConfig{}, nil, nil)
+		cfg.MaxConnections = own
+		b := start(t, cfg, LoopConfig{MaxConnections: all}, nil, nil)
 		c1, c2 := b.connect(), b.connect()
 		network := "tcp"
 		if cfg.Protocol == Unix {

@@ -33,6 +33,10 @@ type LoopConfig struct {
 	// ConnectTimeout is how long a connection may take to bring a complete
 	// CONNECT, handshakes before it included; 0 is 10 s.
 	ConnectTimeout time.Duration
+	// MaxConnections bounds the connections of all listeners together: one too
+	// many is closed at once. It keeps descriptors for whatever else the process
+	// has open. 0 is no bound.
+	MaxConnections int
 	// MaxWorkers bounds the goroutines that run mochi (CONNECT, SUBSCRIBE, ...)
 	// at a time; what is beyond waits. 0 is 4096.
 	MaxWorkers int
@@ -51,13 +55,14 @@ type Loop struct {
 	pollers []*poller
 	unread  int64 // bytes that may wait for one client, answers included
 
-	now    atomic.Uint32 // ticks since the start, at least 1
-	next   atomic.Uint32 // round robin over the active pollers
-	active atomic.Uint32 // pollers[:active] get connections
-	hot    chan struct{} // room for one: a poller has too much to do
-	slots  slots
-	shared counters
-	counts gauges
+	now     atomic.Uint32 // ticks since the start, at least 1
+	next    atomic.Uint32 // round robin over the active pollers
+	active  atomic.Uint32 // pollers[:active] get connections
+	hot     chan struct{} // room for one: a poller has too much to do
+	slots   slots
+	shared  counters
+	sockets atomic.Int64 // admitted by all listeners
+	counts  gauges
 
 	pool workerPool
 
