@@ -145,24 +145,29 @@ func (r *runner) run(ctx context.Context) (*Result, error) {
 	errs := make([]error, len(r.loops))
 	finished := make(chan struct{})
 	var wg sync.WaitGroup
-	for i, l := range r.loops {
-		wg.Go(func() {
-			if errs[i] = l.run(); errs[i] != nil {
-				r.phase.Store(phaseAbort)
-			}
-		})
+	launch := func() {
+		for i, l := range r.loops {
+			wg.Go(func() {
+				if errs[i] = l.run(); errs[i] != nil {
+					r.phase.Store(phaseAbort)
+				}
+			})
+		}
+		go func() { wg.Wait(); close(finished) }()
 	}
-	go func() { wg.Wait(); close(finished) }()
 
 	result := &Result{}
 	if r.config.Count > 0 {
 		r.measure(result, func() {
 			// The loops stop by themselves when the count has arrived; in
-			// between they take latencies.
+			// between they take latencies. A small count may have arrived before
+			// this goroutine runs again, so all of it is measured.
+			launch()
 			r.until(ctx, finished, func() bool { return r.arrived() }, 0)
 		})
 		r.phase.CompareAndSwap(phaseMeasure, phaseDrain)
 	} else {
+		launch()
 		r.until(ctx, finished, nil, r.config.Warmup)
 		r.measure(result, func() { r.until(ctx, finished, nil, r.config.Duration) })
 		r.phase.CompareAndSwap(phaseMeasure, phaseDrain)
