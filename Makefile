@@ -43,8 +43,9 @@ test-cql:
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends openjdk-17-jre-headless maven; \
 	else echo 'make test: please install a JDK 17 and maven' >&2; exit 1; fi
 
+# Not from the cache: some tests run the binary, which the cache does not see.
 test-go:
-	$(GO) test -race -timeout 30m ./...
+	$(GO) test -race -count=1 -timeout 30m ./...
 
 bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.json
 	./internal/bench/install-peers.sh
