@@ -45,17 +45,23 @@ func (e *Engine) sendRetained(c *client, sub *subscription, upTo herald.ID, w *l
 		c.mu.Unlock()
 		return
 	}
-	m, err := e.store.Retained(e.ctx, sub.Filter)
-	if err != nil {
-		if !errors.Is(err, herald.ErrNotFound) {
-			e.log.Error("reading a retained message", errField(err))
-		}
+	var due []*herald.Message
+	switch m, err := e.store.Retained(e.ctx, sub.Filter); {
+	case err == nil && m.ID < upTo && (m.Expires == 0 || m.Expires > e.now()):
+		due = []*herald.Message{m}
+	case err != nil && !errors.Is(err, herald.ErrNotFound):
+		e.log.Error("reading a retained message", errField(err))
 		return
 	}
-	if m.ID >= upTo || m.Expires != 0 && m.Expires <= e.now() {
-		return
+	var row *persistence.Subscription
+	if sub.RetainedUpTo != 0 { // a crash until now would have had it sent with the next connection
+		done := sub.Subscription
+		done.RetainedAfter, done.RetainedUpTo = "", 0
+		row = &done
 	}
-	e.giveRetained(c, sub, []*herald.Message{m}, nil)
+	if len(due) > 0 || row != nil {
+		e.giveRetained(c, sub, due, row)
+	}
 }
 
 // resumeRetained goes on where the connection before was cut; c.mu is held.
@@ -191,6 +197,7 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 	}
 	if row != nil {
 		sh.batch.Subscribe = []persistence.SubscriptionOf{{Session: c.h.id, Subscription: *row}}
+		sh.batch.Lazy = len(ptrs) == 0
 	}
 	if sh.batch.Empty() {
 		if then != nil {
@@ -199,7 +206,7 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 		return
 	}
 	c.mu.Lock() // Unsubscribe comes before, and nothing is sent, or after
-	if c.subs[sub.Filter] == sub {
+	if c.conn != nil && c.subs[sub.Filter] == sub { // while it is connected nobody ends its session
 		if row != nil { // how far it is, for one that takes its place
 			sub.RetainedAfter, sub.RetainedUpTo = row.RetainedAfter, row.RetainedUpTo
 		}

@@ -30,6 +30,11 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	fresh := make([]*subscription, len(req.Filters))
 	existed := make([]bool, len(req.Filters))
 	var b persistence.Batch
+	release, ok := c.intake()
+	if !ok {
+		return
+	}
+	defer release()
 	c.mu.Lock()
 	retained := false
 	for i, f := range req.Filters {
@@ -48,8 +53,8 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		c.replaceRetained(filter, sub, wants)
 		if wants {
 			retained = true
-			if sub.QoS > 0 && c.core.Durable() && herald.Wildcard(filter) {
-				sub.RetainedUpTo = maxID // lowered when the first are sent
+			if sub.QoS > 0 && c.core.Durable() {
+				sub.RetainedUpTo = maxID // lowered when the first are sent, 0 when all are
 			}
 		}
 		fresh[i] = sub
@@ -77,6 +82,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 			return
 		}
 	}
+	release()
 	conn.End(w, wire.AppendSuback(conn.Begin(), c.version, req.PacketID, codes))
 	e.groups.joined(e, c, w)
 	if !retained {
@@ -110,6 +116,11 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 	codes := make([]byte, len(req.Filters))
 	var b persistence.Batch
 	var gone []string
+	release, ok := c.intake()
+	if !ok {
+		return
+	}
+	defer release()
 	c.mu.Lock()
 	for i, f := range req.Filters {
 		filter := string(f)
