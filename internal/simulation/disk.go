@@ -83,7 +83,7 @@ func (d *disk) apply(b *persistence.Batch) {
 	}
 	for _, sp := range b.Spreads {
 		for _, t := range sp.Targets {
-			if _, ok := d.rows[t.Session]; !ok && !fresh[t.Session] && t.Session != outbox {
+			if _, ok := d.rows[t.Session]; !ok && !fresh[t.Session] {
 				continue
 			}
 			for _, m := range sp.Messages {
@@ -157,9 +157,6 @@ func (d *disk) apply(b *persistence.Batch) {
 		delete(d.inboxes, s.ID)
 	}
 }
-
-// outbox is the one inbox that has no session (package engine).
-const outbox herald.SessionID = 1
 
 func (w *window) settled(id herald.ID) bool { return id <= w.low || slices.Contains(w.above, id) }
 

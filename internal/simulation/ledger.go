@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -153,6 +154,11 @@ func (l *ledger) find(p packet) *message {
 // published notes a message that a client is about to send: it is promised to
 // those whose subscription was acknowledged.
 func (l *ledger) published(m *message) {
+	if m.payload == "" { // what it removes may be gone before it was sent to anybody
+		for _, g := range l.gens {
+			delete(g.want, m.topic)
+		}
+	}
 	if m.qos == 0 || m.payload == "" {
 		return
 	}
@@ -219,7 +225,11 @@ func (g *generation) expectRetained(r *request) {
 		return
 	}
 	for _, m := range r.retained {
-		g.want[m.topic] = m
+		all := g.c.w.ledger.byTopic[m.topic]
+		later := all[slices.Index(all, m):]
+		if !slices.ContainsFunc(later, func(m *message) bool { return m.payload == "" }) {
+			g.want[m.topic] = m
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/engine"
+	"github.com/herald-mqtt/herald/broker/topic"
 	"github.com/herald-mqtt/herald/persistence"
 )
 
@@ -61,7 +62,11 @@ func newWorld(seed uint64, o Options) *World {
 	w.bound = pick(r, 200, 2000, 1<<20)
 	w.cfg = engine.Config{
 		Node: 1, MaxQoS: 2, ReceiveMaximum: w.receive,
-		Shared: engine.SharedConfig{Expiry: 24 * time.Hour},
+		BackgroundAbove: pick(r, 0, 0, 1),
+		Shared: engine.SharedConfig{
+			Expiry:   24 * time.Hour,
+			Strategy: pick(r, topic.RoundRobin, topic.LeastInflight, topic.Sticky, topic.Hash),
+		},
 	}
 	w.store = NewStore(r.IntN(2) == 0, r.IntN(2) == 0)
 	for i := range kinds {
