@@ -33,6 +33,14 @@ func startNode(t *testing.T) string {
 // runNode runs a node on the store in dir.
 func runNode(t *testing.T, dir string) (addr string, stop func()) {
 	t.Helper()
+	_, addr, stop = startBroker(t, dir)
+	return addr, stop
+}
+
+// startBroker is runNode that returns the broker, too, when it accepts
+// connections.
+func startBroker(t *testing.T, dir string) (b *broker.Broker, addr string, stop func()) {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Node.Data = dir
 	cfg.Listeners = []config.Listener{{Protocol: config.TCP, Address: "127.0.0.1:0"}}
@@ -43,8 +51,13 @@ func runNode(t *testing.T, dir string) (addr string, stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
+	for end := time.Now().Add(patience); len(b.Ready()) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not ready: ", b.Ready())
+		}
+	}
 	addr = strings.TrimPrefix(b.Listening()[0], "tcp ")
-	return addr, func() {
+	return b, addr, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error("stop:", err)

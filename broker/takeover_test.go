@@ -1,8 +1,12 @@
 package broker_test
 
 import (
+	"encoding/binary"
+	"fmt"
+	"sync"
 	"testing"
 
+	"github.com/herald-mqtt/herald/broker"
 	"github.com/herald-mqtt/herald/broker/wire"
 )
 
@@ -51,5 +55,55 @@ func TestTakeOverStorm(t *testing.T) {
 		case <-ended:
 			t.Fatalf("round %d: no connection is left", round)
 		}
+	}
+}
+
+// A session is taken over, or ended, while its connection is subscribing: nothing
+// of a session that has ended stays, neither in memory nor in the store.
+func TestTakeOverWhileSubscribing(t *testing.T) {
+	const filters, clients, rounds = 2000, 4, 15
+	var big []byte // a SUBSCRIBE in MQTT 5
+	for i := range filters {
+		f := fmt.Sprint("f/", i)
+		big = append(append(binary.BigEndian.AppendUint16(big, uint16(len(f))), f...), 1)
+	}
+	big = append(wire.AppendUvarint([]byte{0x82}, uint32(len(big)+3)), append([]byte{0, 1, 0}, big...)...)
+	dir := t.TempDir()
+	b, addr, stop := startBroker(t, dir)
+	var wg sync.WaitGroup
+	for k := range clients {
+		wg.Go(func() {
+			for i := range rounds {
+				p := dial(t, addr, wire.Connect{ClientID: []byte("same"), Clean: true, SessionExpiry: uint32(k % 2 * 3600)})
+				_, _ = p.conn.Write(append(big, big...))
+				if i%3 == 0 {
+					_, _, _ = p.next()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	left := func(b *broker.Broker) float64 {
+		all, err := b.Registry().Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range all {
+			if m.GetName() == "herald_subscriptions" {
+				return m.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		t.Fatal("no herald_subscriptions")
+		return 0
+	}
+	connect(t, addr, wire.Connect{ClientID: []byte("same"), Clean: true}) // when it is accepted, the one before is gone
+	if n := left(b); n != 0 {
+		t.Errorf("%v subscriptions of sessions that have ended are left", n)
+	}
+	stop()
+	b, _, stop = startBroker(t, dir)
+	defer stop()
+	if n := left(b); n != 0 {
+		t.Errorf("%v of them are in the store", n)
 	}
 }

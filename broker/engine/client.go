@@ -108,6 +108,18 @@ func (c *client) over(in *intake) bool {
 	return under >= c.e.cfg.ReceiveMaximum
 }
 
+// intake holds up the end of the client's connection while something of it is
+// taken in, until release is called, once or more; false: it has ended. Without
+// it a session could end, and then be subscribed.
+func (c *client) intake() (release func(), ok bool) {
+	c.reading.Lock()
+	if c.ended {
+		c.reading.Unlock()
+		return nil, false
+	}
+	return sync.OnceFunc(c.reading.Unlock), true
+}
+
 // idle tells whether nothing of the client is under way.
 func (c *client) idle() bool {
 	c.pmu.Lock()

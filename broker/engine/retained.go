@@ -205,8 +205,10 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 		}
 		return
 	}
-	c.mu.Lock() // Unsubscribe comes before, and nothing is sent, or after
-	if c.conn != nil && c.subs[sub.Filter] == sub { // while it is connected nobody ends its session
+	// Unsubscribe and the end of the connection come before, and nothing is sent,
+	// or after.
+	c.mu.Lock()
+	if c.conn != nil && c.subs[sub.Filter] == sub {
 		if row != nil { // how far it is, for one that takes its place
 			sub.RetainedAfter, sub.RetainedUpTo = row.RetainedAfter, row.RetainedUpTo
 		}
