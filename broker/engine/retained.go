@@ -197,7 +197,7 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 	}
 	if row != nil {
 		sh.batch.Subscribe = []persistence.SubscriptionOf{{Session: c.h.id, Subscription: *row}}
-		sh.batch.Lazy = len(ptrs) == 0
+		sh.batch.Lazy = len(ptrs) == 0 && row.RetainedUpTo == 0 // else the next chunk waits for it
 	}
 	if sh.batch.Empty() {
 		if then != nil {
