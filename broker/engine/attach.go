@@ -141,6 +141,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		c.h = &handle{id: row.ID}
 	}
 	c.core.Bound(e.cfg.Queue.sessionLimit())
+	c.core.Keep(e.cfg.Memory)
 	if durable {
 		e.queues.begin(row.ID, name, !exists)
 	}

@@ -58,6 +58,8 @@ type Config struct {
 	AliasMaximum uint16
 	// Queue bounds the queue of one session.
 	Queue QueueLimits
+	// Memory bounds what a session holds in memory of its queue.
+	Memory session.Memory
 	// BackgroundAbove: what is due to more sessions with an inbox than this is
 	// spread after it was acknowledged. 0: never.
 	BackgroundAbove int

@@ -127,6 +127,7 @@ func (gs *groups) open(e *Engine, key, filter string, durable bool) (*group, err
 		}
 	}
 	g.core = session.NewGroup(g.row.ID, durable)
+	g.core.Keep(e.cfg.Memory)
 	g.loaded = !durable
 	gs.publish(e, g, durable)
 	return g, nil

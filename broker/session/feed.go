@@ -40,6 +40,8 @@ const (
 // page that does not reach the end throws away what was kept aside: it will be
 // read.
 type feed struct {
+	mem Memory // fixed
+
 	state    feedState
 	pos      herald.ID              // what lies at or below was loaded
 	asked    herald.ID              // closed time when the page was asked for
@@ -86,7 +88,7 @@ func (f *feed) admit(it *item, of holder, env Env) bool {
 	case lagging:
 		return false
 	case loading:
-		if f.asideN += int(it.to - it.from); f.asideN > maxPending {
+		if f.asideN += int(it.to - it.from); f.asideN > f.mem.Pending {
 			f.overflow, f.aside = true, nil
 		}
 		if !f.overflow {
@@ -97,7 +99,7 @@ func (f *feed) admit(it *item, of holder, env Env) bool {
 	if len(f.seen) > 0 && !f.fresh(it) {
 		return false
 	}
-	if f.count+int(it.to-it.from) > maxPending || f.bytes > maxPendingBytes {
+	if f.count+int(it.to-it.from) > f.mem.Pending || f.bytes > f.mem.Bytes {
 		if f.count > 0 {
 			f.lag(of, env)
 			return false
@@ -169,7 +171,7 @@ func (s *Session) eachHeld(f func(herald.ID)) {
 func (f *feed) read(env Env, fx *Effects) {
 	f.state, f.asked = loading, env.Closed
 	f.aside, f.asideN, f.overflow = nil, 0, false
-	fx.Read, fx.After, fx.ReadLimit = true, f.pos, pageEntries+len(f.seen)
+	fx.Read, fx.After, fx.ReadLimit = true, f.pos, f.mem.Page+len(f.seen)
 }
 
 // page takes what was read in; pid tells under which packet id an entry was sent
@@ -213,7 +215,7 @@ func (f *feed) page(entries []persistence.Entry, limit int, pid func(herald.ID) 
 
 // hungry tells whether little is left of what was loaded.
 func (f *feed) hungry() bool {
-	return f.state == lagging && f.count < maxPending/2 && f.bytes < maxPendingBytes/2
+	return f.state == lagging && f.count <= f.mem.Pending/2 && f.bytes <= f.mem.Bytes/2
 }
 
 // Page brings what was asked for with Read, at most limit entries; fewer mean

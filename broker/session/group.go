@@ -34,7 +34,7 @@ type dealt struct {
 
 // NewGroup returns a group. A durable one begins with Load.
 func NewGroup(id herald.SessionID, durable bool) *Group {
-	g := &Group{id: id, durable: durable, dealt: make(map[herald.ID]dealt)}
+	g := &Group{id: id, durable: durable, dealt: make(map[herald.ID]dealt), feed: feed{mem: defaults}}
 	if !durable {
 		g.feed.state = live
 	}

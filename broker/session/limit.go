@@ -1,5 +1,7 @@
 package session
 
+import "cmp"
+
 // Limit bounds what waits in a session's memory.
 type Limit struct {
 	// Counted: Effects tell what has settled, to somebody who counts the inbox.
@@ -10,6 +12,34 @@ type Limit struct {
 	// Full is what happens beyond.
 	Full Full
 }
+
+// Memory bounds what one session or group holds in memory, beside the window of
+// packet ids. The zero value stands for the defaults.
+type Memory struct {
+	// Pending messages (4,096) and their Bytes (4 MiB) may wait in memory; past
+	// either, a session with an inbox reads from it.
+	Pending, Bytes int
+	// Page is how many entries of an inbox are read at once (512).
+	Page int
+	// Settled bounds what may be settled above an entry that is not, before
+	// nothing more is sent (16,384).
+	Settled int
+}
+
+var defaults = Memory{Pending: maxPending, Bytes: maxPendingBytes, Page: pageEntries, Settled: maxSettled}
+
+func (m Memory) orDefaults() Memory {
+	return Memory{
+		Pending: cmp.Or(m.Pending, maxPending), Bytes: cmp.Or(m.Bytes, maxPendingBytes),
+		Page: cmp.Or(m.Page, pageEntries), Settled: cmp.Or(m.Settled, maxSettled),
+	}
+}
+
+// Keep sets what the session holds in memory, before Attach.
+func (s *Session) Keep(m Memory) { s.feed.mem = m.orDefaults() }
+
+// Keep sets what the group holds in memory, before anything is delivered.
+func (g *Group) Keep(m Memory) { g.feed.mem = m.orDefaults() }
 
 // Full is what becomes of messages that find a queue full.
 type Full byte

@@ -83,17 +83,12 @@ type Settled struct {
 	ID     herald.ID
 }
 
-// Limits of what one session may hold in memory.
+// Limits of what one session may hold in memory; see [Memory].
 const (
-	// maxPending and maxPendingBytes bound what waits in memory; past it a
-	// durable session reads from its inbox.
 	maxPending      = 4096
 	maxPendingBytes = 4 << 20
-	// pageEntries is how much of an inbox is read at once.
-	pageEntries = 512
-	// maxSettled bounds what may be settled above an entry that is not, before
-	// nothing more is sent.
-	maxSettled = 16384
+	pageEntries     = 512
+	maxSettled      = 16384
 	// maxAliases bounds the topic aliases towards one client, which may take
 	// 65,535 and have that many topics kept in memory for it.
 	maxAliases = 64
@@ -145,7 +140,7 @@ type Session struct {
 
 // New returns a session without a connection.
 func New(id herald.SessionID, durable bool) *Session {
-	return &Session{id: id, durable: durable, inbox: durable}
+	return &Session{id: id, durable: durable, inbox: durable, feed: feed{mem: defaults}}
 }
 
 // ID is the session's identity.
@@ -303,7 +298,7 @@ func (s *Session) accept(it item, env Env, fx *Effects) {
 	if !s.inbox && s.full() {
 		s.overflow(fx)
 	}
-	if !s.inbox && !s.spilling && (s.feed.count > 2*maxPending || s.feed.bytes > 2*maxPendingBytes) {
+	if !s.inbox && !s.spilling && (s.feed.count > 2*s.feed.mem.Pending || s.feed.bytes > 2*s.feed.mem.Bytes) {
 		s.spilling, fx.Spill = true, true
 	}
 }
@@ -384,7 +379,7 @@ func (s *Session) tooLarge(m *herald.Message, qos byte, g *Grant) bool {
 
 // room is how many more QoS > 0 messages may be sent now.
 func (s *Session) room(fx *Effects) int {
-	if len(fx.Out) > fx.Limit || len(s.settled) >= maxSettled {
+	if len(fx.Out) > fx.Limit || len(s.settled) >= s.feed.mem.Settled {
 		return 0
 	}
 	return s.p.ReceiveMaximum - s.window.inflight
@@ -396,10 +391,10 @@ func (s *Session) Pump(env Env, fx *Effects) {
 	if !s.attached {
 		return
 	}
-	if n := len(s.settled); n > s.tidyAt || n >= maxSettled {
+	if n := len(s.settled); n > s.tidyAt || n >= s.feed.mem.Settled {
 		s.advance(env)
 		if n > s.tidyAt || len(s.settled) < n {
-			s.tidyAt = max(maxSettled/16, 2*len(s.settled))
+			s.tidyAt = max(s.feed.mem.Settled/16, 2*len(s.settled))
 			fx.Tidy = s.inbox
 		}
 	}
@@ -421,7 +416,7 @@ func (s *Session) Pump(env Env, fx *Effects) {
 // Blocked tells whether nothing is sent because so much has settled above what
 // has not. If that is for want of closed time, no acknowledgement ends it, so
 // Pump must be called now and then.
-func (s *Session) Blocked() bool { return s.attached && len(s.settled) >= maxSettled }
+func (s *Session) Blocked() bool { return s.attached && len(s.settled) >= s.feed.mem.Settled }
 
 // Wants tells whether the session could take messages at once: what waits is
 // little and the window is open.
