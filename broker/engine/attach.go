@@ -108,7 +108,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		lane: uint32(row.ID ^ row.ID>>22), conn: conn, in: conn,
 		core: session.New(row.ID, durable),
 		subs: make(map[string]*subscription),
-		gone: make(chan struct{}),
+		gone: make(chan struct{}), reading: newGate(),
 	}
 	var b persistence.Batch
 	if durable {
@@ -322,9 +322,9 @@ func (e *Engine) detach(c *client, takeOver *wire.Connect) {
 	// What is being taken in at this moment counts. Were it not waited for, the
 	// client's next connection could find a QoS 2 packet id free whose PUBLISH is
 	// about to be committed, or be overtaken by what it sent before.
-	c.reading.Lock()
+	c.reading.lock()
 	c.ended = true
-	c.reading.Unlock()
+	c.reading.unlock()
 	c.settleDown()
 	e.putAway(c, env, ending, takeOver)
 	e.clientsMu.Lock()

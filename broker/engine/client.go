@@ -25,7 +25,7 @@ type client struct {
 
 	// reading is held while what was read is taken in, by whoever reads the
 	// connection, and guards aliases and ended. It is taken before the others.
-	reading sync.Mutex
+	reading gate
 	aliases []string // topic aliases of the client
 	ended   bool     // nothing is taken in any more
 
@@ -112,12 +112,12 @@ func (c *client) over(in *intake) bool {
 // taken in, until release is called, once or more; false: it has ended. Without
 // it a session could end, and then be subscribed.
 func (c *client) intake() (release func(), ok bool) {
-	c.reading.Lock()
+	c.reading.lock()
 	if c.ended {
-		c.reading.Unlock()
+		c.reading.unlock()
 		return nil, false
 	}
-	return sync.OnceFunc(c.reading.Unlock), true
+	return sync.OnceFunc(c.reading.unlock), true
 }
 
 // idle tells whether nothing of the client is under way.

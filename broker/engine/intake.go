@@ -49,8 +49,8 @@ func (e *Engine) Data(conn Conn, w *listen.Worker, frames []byte) {
 		conn.Shutdown()
 		return
 	}
-	c.reading.Lock()
-	defer c.reading.Unlock()
+	c.reading.lock()
+	defer c.reading.unlock()
 	if c.ended {
 		return // another connection has the session: see detach
 	}
@@ -58,22 +58,23 @@ func (e *Engine) Data(conn Conn, w *listen.Worker, frames []byte) {
 	in := &s.in
 	in.acks, in.n, in.ship, in.topic = in.acks[:0], 0, nil, nil
 	locked := false // c.mu, and the connection's buffer, for acknowledgements from the client
+	defer e.caught(c, w, s, &locked)
 	var err error
 	for at, n := 0, 0; at < len(frames) && err == nil; at += n {
 		n = wire.FrameLength(frames[at:])
 		frame := frames[at : at+n]
 		if wire.Type(frame[0]) == wire.TypePublish {
 			if locked {
-				e.unlockAcks(c, w, s)
 				locked = false
+				e.unlockAcks(c, w, s)
 			}
 			err = e.publish(c, w, s, frames, at, n)
 		} else if err = wire.ParseAck(frame, c.version, &in.ack); err == nil {
 			if in.ack.Type == wire.TypePubrel {
 				e.flushRun(c, w, s)
 				if locked {
-					e.unlockAcks(c, w, s)
 					locked = false
+					e.unlockAcks(c, w, s)
 				}
 				e.pubrel(c, s)
 			} else {
@@ -88,6 +89,7 @@ func (e *Engine) Data(conn Conn, w *listen.Worker, frames []byte) {
 		}
 	}
 	if locked {
+		locked = false
 		e.unlockAcks(c, w, s)
 	}
 	e.flushRun(c, w, s)
