@@ -26,13 +26,14 @@ run: build ## build and start a node: MQTT on 127.0.0.1:1883, data in ./data
 test: test-tools test-cql test-go ## install what the tests need, then run all of them
 	$(MAKE) fuzz FUZZTIME=$(FUZZTIME)
 
-# Stock clients and a broker to compare with. Nothing is installed where they
-# are already (RUNLEVEL: the package shall not start a service); without root, install mosquitto and mosquitto-clients yourself.
+# Stock clients, a broker to compare with and the bridge's Redis. Nothing is
+# installed where they are already (RUNLEVEL: the packages shall not start a
+# service); without root, install mosquitto, mosquitto-clients and redis-server yourself.
 test-tools:
-	@if command -v mosquitto_pub >/dev/null && { command -v mosquitto || test -x /usr/sbin/mosquitto; } >/dev/null; then :; \
+	@if command -v mosquitto_pub >/dev/null && { command -v mosquitto || test -x /usr/sbin/mosquitto; } >/dev/null && command -v redis-server >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mosquitto mosquitto-clients; \
-	else echo 'make test: please install mosquitto and mosquitto-clients' >&2; exit 1; fi
+		apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mosquitto mosquitto-clients redis-server; \
+	else echo 'make test: please install mosquitto, mosquitto-clients and redis-server' >&2; exit 1; fi
 
 # What runs Apache Cassandra, which the tests of the shared store talk to unless
 # HERALD_TEST_CQL=host:port names a server. Its jars come from Maven Central.
