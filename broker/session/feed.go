@@ -218,6 +218,10 @@ func (f *feed) hungry() bool {
 	return f.state == lagging && f.count <= f.mem.Pending/2 && f.bytes <= f.mem.Bytes/2
 }
 
+// behind tells whether a page read now would bring pos forward: with enough in
+// memory, nothing else does, and what is settled above pos can block the session.
+func (f *feed) behind(env Env) bool { return f.state == lagging && env.Closed > f.asked }
+
 // Page brings what was asked for with Read, at most limit entries; fewer mean
 // that the inbox holds no more.
 func (s *Session) Page(entries []persistence.Entry, limit int, env Env, fx *Effects) {

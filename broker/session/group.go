@@ -67,7 +67,7 @@ func (g *Group) Load(w persistence.Window, held []persistence.Sent) {
 }
 
 // MakeDurable gives a group that had none an inbox; what it holds stays in
-// memory, and later messages are in the inbox as well. Nothing that is in the
+// memory, and so does what is delivered as not stored. Nothing that is in the
 // inbox already is read.
 func (g *Group) MakeDurable(env Env) {
 	if !g.durable {
@@ -76,10 +76,11 @@ func (g *Group) MakeDurable(env Env) {
 	}
 }
 
-// Deliver hands messages from..to of run to the group.
-func (g *Group) Deliver(run *wire.Run, from, to int, gr *Grant, env Env) {
+// Deliver hands messages from..to of run to the group; stored tells whether they
+// stand in its inbox, from which it may read them later.
+func (g *Group) Deliver(run *wire.Run, from, to int, gr *Grant, stored bool, env Env) {
 	it := item{run: run, g: gr, from: int32(from), to: int32(to)}
-	if g.durable && !g.feed.admit(&it, g, env) {
+	if g.durable && stored && !g.feed.admit(&it, g, env) {
 		return
 	}
 	g.feed.push(it)

@@ -408,7 +408,7 @@ func (s *Session) Pump(env Env, fx *Effects) {
 		}
 		s.feed.pending.pop()
 	}
-	if s.feed.hungry() {
+	if s.feed.hungry() || s.Blocked() && s.feed.behind(env) {
 		s.feed.read(env, fx)
 	}
 }
