@@ -170,6 +170,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 		slots:   make(chan struct{}, backgroundSlots),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.flight.last = store.MaxID() // what a former life committed will not come again, nor anything below it
 	e.claims.m = make(map[string]*claim)
 	e.groups.init()
 	e.queues.init(cfg.Queue)
