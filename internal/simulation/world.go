@@ -12,6 +12,7 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/engine"
+	"github.com/herald-mqtt/herald/broker/session"
 	"github.com/herald-mqtt/herald/broker/topic"
 	"github.com/herald-mqtt/herald/persistence"
 )
@@ -63,6 +64,7 @@ func newWorld(seed uint64, o Options) *World {
 	w.cfg = engine.Config{
 		Node: 1, MaxQoS: 2, ReceiveMaximum: w.receive,
 		BackgroundAbove: pick(r, 0, 0, 1),
+		Memory:          pick(r, session.Memory{}, session.Memory{Pending: 4, Page: 3, Settled: 8}, session.Memory{Pending: 1, Page: 1, Settled: 4}),
 		Shared: engine.SharedConfig{
 			Expiry:   24 * time.Hour,
 			Strategy: pick(r, topic.RoundRobin, topic.LeastInflight, topic.Sticky, topic.Hash),
@@ -154,6 +156,12 @@ func (w *World) fail(err error) {
 
 // run runs the schedule.
 func (w *World) run() {
+	w.logf("receive maximum %d, connections of %d bytes, %+v, %v, wide above %d; store lazy %v, eager %v", w.receive, w.bound,
+		w.cfg.Memory, w.cfg.Shared.Strategy, w.cfg.BackgroundAbove, w.store.seen.lazy, w.store.eager)
+	for _, c := range w.clients {
+		w.logf("%s: version %d, durable %v, expiry %d, receive maximum %d, aliases %d, will %v", c.name, c.version, c.durable,
+			c.expiry, c.receive, c.aliases, c.will)
+	}
 	w.start()
 	// The first client is there from the beginning, for good: it sees all wills,
 	// and keeps the group alive.
@@ -172,6 +180,9 @@ func (w *World) run() {
 	}
 	if w.err == nil {
 		w.finish()
+	}
+	if w.err != nil {
+		w.dump()
 	}
 	w.stop()
 }
@@ -390,4 +401,23 @@ func (w *World) restart() {
 	}
 	w.store = w.store.Crash(0)
 	w.start()
+}
+
+// dump logs what is stored of sessions, for an error.
+func (w *World) dump() {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	d := w.store.seen
+	for id, r := range d.rows {
+		w.logf("stored of %q (%d): %+v", r.Name, id, r)
+		for _, s := range d.subs[id] {
+			w.logf("  subscription %+v", s)
+		}
+		if win := d.windows[id]; win != nil {
+			w.logf("  held %v, sent %v, low %d, above %v", win.held, win.sent, win.low, win.above)
+		}
+		for _, e := range d.inboxes[id] {
+			w.logf("  entry %d: %q", e.Message.ID, e.Message.Payload)
+		}
+	}
 }
