@@ -53,6 +53,11 @@ func New(cfg config.Config, log *zap.Logger) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
+	return on(cfg, store, log)
+}
+
+// on makes a node on a store, which it closes if it cannot.
+func on(cfg config.Config, store persistence.Store, log *zap.Logger) (*Broker, error) {
 	b := &Broker{cfg: cfg, log: log, store: store, registry: prometheus.NewRegistry()}
 	if err := b.build(); err != nil {
 		return nil, errors.Join(err, store.Close())

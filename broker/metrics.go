@@ -66,7 +66,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count("sent_bytes_total", "Bytes written to clients.", l.BytesOut)
 	count("reads_total", "Read system calls.", l.Reads)
 	count("writes_total", "Write system calls.", l.Writes)
-	count("panics_total", "Panics that ended one connection.", l.Panics)
+	count("panics_total", "Panics that ended one connection.", l.Panics+s.Panics.Load())
 
 	if p, ok := c.b.store.(*pebble.Store); ok {
 		c.store(p.Stats(), out, count, gauge)

@@ -208,23 +208,30 @@ func (e *Engine) Established(conn Conn) {
 		}
 	}
 	w := listen.NewWorker()
-	s := e.scratch(w)
-	c.mu.Lock()
-	if c.conn != nil {
-		c.attached.Store(true)
-		c.h.live.Store(c)
-		env := e.env()
-		fx := c.begin(s)
-		c.core.Attach(p, win, env, fx)
-		e.end(c, env, w, s)
-		if len(win.Sent) > 0 {
-			e.restoreForeign(c, win.Sent)
-		}
-		e.resumeRetained(c)
-	}
-	c.mu.Unlock()
+	e.begin(c, p, win, w)
 	e.groups.joined(e, c, w)
 	w.Flush()
+}
+
+// begin attaches a session to its connection: it resends what was under way, and
+// publishes find it from here on.
+func (e *Engine) begin(c *client, p session.Params, win persistence.Window, w *listen.Worker) {
+	s := e.scratch(w)
+	c.mu.Lock()
+	defer c.unlock(w, s)
+	if c.conn == nil {
+		return
+	}
+	c.attached.Store(true)
+	c.h.live.Store(c)
+	env := e.env()
+	fx := c.begin(s)
+	c.core.Attach(p, win, env, fx)
+	e.end(c, env, w, s)
+	if len(win.Sent) > 0 {
+		e.restoreForeign(c, win.Sent)
+	}
+	e.resumeRetained(c)
 }
 
 // takeOver puts an older connection of the client away and waits until all that
@@ -365,13 +372,15 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 		}
 	}
 	c.mu.Lock()
-	back := c.core.Detach(env, &b)
-	var settled, unknown []session.Settled
-	if ends {
-		var more []session.Settled
-		more, settled, unknown = c.core.Unacknowledged()
-		back = append(back, more...)
-	}
+	var back, settled, unknown []session.Settled
+	c.detachCore(func(b *persistence.Batch) {
+		back = c.core.Detach(env, b)
+		if ends {
+			var more []session.Settled
+			more, settled, unknown = c.core.Unacknowledged()
+			back = append(back, more...)
+		}
+	}, &b)
 	subs := make([]persistence.Subscription, 0, len(c.subs))
 	for _, s := range c.subs {
 		subs = append(subs, s.Subscription)

@@ -101,6 +101,7 @@ type shipment struct {
 	passage []*passage
 	err     error
 	done    bool   // committed, or nothing to commit; guarded by from.pmu
+	failed  func() // called if the commit failed; may be nil
 	then    func() // called last, on a worker's goroutine; may be nil
 }
 
@@ -135,6 +136,9 @@ func (e *Engine) ship(s *shipment, w *listen.Worker) {
 func (e *Engine) landed(s *shipment) {
 	if s.err != nil {
 		e.outbox.cancel(s)
+		if s.failed != nil {
+			s.failed()
+		}
 	}
 	if s.err != nil || !e.outbox.post(s) {
 		for _, p := range s.passage {
@@ -222,14 +226,26 @@ func (k *worker) run() {
 		todo, k.todo = k.todo, todo[:0]
 		k.mu.Unlock()
 		for i := range todo {
-			if s := todo[i].s; s != nil {
-				k.e.complete(s, k.w)
-			} else {
-				todo[i].f(k.w)
-			}
+			k.e.guard("worker", func() {
+				if s := todo[i].s; s != nil {
+					k.e.complete(s, k.w)
+				} else {
+					todo[i].f(k.w)
+				}
+			})
 			todo[i] = task{}
 		}
 		k.w.Flush()
+	}
+}
+
+// commitFailed counts, and logs once in a second: a disk that is full fails
+// everybody.
+func (e *Engine) commitFailed(err error) {
+	n := e.stats.CommitErrors.Add(1)
+	now := e.now()
+	if last := e.failed.Load(); now-last >= 1000 && e.failed.CompareAndSwap(last, now) {
+		e.log.Error("commit failed; nothing of it is acknowledged", zap.Int64("failures", n), zap.Error(err))
 	}
 }
 
@@ -238,8 +254,7 @@ func (k *worker) run() {
 // order in which they were published, if it is the first of its client's line.
 func (e *Engine) complete(s *shipment, w *listen.Worker) {
 	if s.err != nil {
-		e.stats.CommitErrors.Add(1)
-		e.log.Error("commit failed; nothing of it is acknowledged", zap.Error(s.err))
+		e.commitFailed(s.err)
 	}
 	c := s.from
 	if c == nil {

@@ -11,8 +11,9 @@ import (
 	"github.com/herald-mqtt/herald/persistence"
 )
 
-// deliver hands a run to the group. QoS 0 goes to a member at once or nowhere.
-func (g *group) deliver(e *Engine, run *wire.Run, gr *session.Grant, env session.Env, w *listen.Worker, s *scratch) {
+// deliver hands a run to the group; stored: it stands in the group's inbox. QoS 0
+// goes to a member at once or nowhere.
+func (g *group) deliver(e *Engine, run *wire.Run, gr *session.Grant, stored bool, env session.Env, w *listen.Worker) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if run.Messages[0].QoS == 0 {
@@ -25,7 +26,7 @@ func (g *group) deliver(e *Engine, run *wire.Run, gr *session.Grant, env session
 		}
 		return
 	}
-	g.core.Deliver(run, 0, len(run.Messages), gr, env)
+	g.core.Deliver(run, 0, len(run.Messages), gr, stored, env)
 	g.dealLocked(e, env, w)
 }
 
@@ -167,8 +168,9 @@ func (e *Engine) dealTo(g *group, k int, run *wire.Run, i int, gr *session.Grant
 	if c == nil {
 		return false
 	}
+	s := e.scratch(w)
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock(w, s)
 	if c.conn == nil {
 		return false
 	}
@@ -179,7 +181,6 @@ func (e *Engine) dealTo(g *group, k int, run *wire.Run, i int, gr *session.Grant
 		limited.Retain = limited.Retain && gr.Retain
 		grant = &limited
 	}
-	s := e.scratch(w)
 	fx := c.begin(s)
 	if src != 0 && (grant.QoS == 0 || run.Messages[i].QoS == 0) {
 		fx.Settled = append(fx.Settled, session.Settled{Source: src, ID: run.Messages[i].ID})

@@ -39,7 +39,7 @@ func (e *Engine) deliverTo(h *handle, r *routed, g *session.Grant, env session.E
 	}
 	run := r.run
 	if h.group != nil {
-		h.group.deliver(e, run, g, env, w, s)
+		h.group.deliver(e, run, g, h.stored(r.epoch), env, w)
 		return
 	}
 	c := h.live.Load()
@@ -47,16 +47,17 @@ func (e *Engine) deliverTo(h *handle, r *routed, g *session.Grant, env session.E
 		return
 	}
 	c.mu.Lock()
-	if c.conn != nil {
-		fx := c.begin(s)
-		if h.stored(r.epoch) {
-			c.core.Deliver(run, 0, len(run.Messages), g, 0, env, fx)
-		} else {
-			c.core.DeliverLive(run, 0, len(run.Messages), g, env, fx)
-		}
-		e.end(c, env, w, s)
+	defer c.unlock(w, s)
+	if c.conn == nil {
+		return
 	}
-	c.mu.Unlock()
+	fx := c.begin(s)
+	if h.stored(r.epoch) {
+		c.core.Deliver(run, 0, len(run.Messages), g, 0, env, fx)
+	} else {
+		c.core.DeliverLive(run, 0, len(run.Messages), g, env, fx)
+	}
+	e.end(c, env, w, s)
 }
 
 // begin opens the effects of an input to the client's session; c.mu is held and
@@ -65,6 +66,7 @@ func (c *client) begin(s *scratch) *session.Effects {
 	fx := &s.fx
 	fx.Out = c.conn.Begin()
 	fx.Limit = len(fx.Out) + c.conn.Room()
+	s.open, s.began = true, fx.Out
 	return fx
 }
 
@@ -72,7 +74,7 @@ func (c *client) begin(s *scratch) *session.Effects {
 func (e *Engine) end(c *client, env session.Env, w *listen.Worker, s *scratch) {
 	fx := &s.fx
 	c.conn.End(w, fx.Out)
-	fx.Out = nil
+	fx.Out, s.open, s.began = nil, false, nil
 	if fx.Ticket != 0 {
 		c.core.MarkFor(env, fx)
 		e.storeSent(c, fx)
@@ -142,17 +144,23 @@ func (e *Engine) spill(c *client) {
 			return
 		}
 		e.background(func() {
-			e.spillMu.Lock()
-			epoch := e.epoch.Load() + 1
-			c.h.spilled.Store(epoch)
-			e.epoch.Store(epoch)
-			e.spillMu.Unlock()
+			e.giveInbox(c.h)
 			e.flight.pass(e.ctx)
 			e.worker(c).call(func(w *listen.Worker) {
 				e.step(c, core, w, func(session.Env, *session.Effects) { core.Spilled() })
 			})
 		})
 	})
+}
+
+// giveInbox begins a routing epoch from which on what is due to h goes into an
+// inbox.
+func (e *Engine) giveInbox(h *handle) {
+	e.spillMu.Lock()
+	defer e.spillMu.Unlock()
+	epoch := e.epoch.Load() + 1
+	h.spilled.Store(epoch)
+	e.epoch.Store(epoch)
 }
 
 // storeSent commits packet ids before what waits for them is sent.
@@ -178,12 +186,12 @@ func (e *Engine) storeSent(c *client, fx *session.Effects) {
 // step gives a session one input, if it is still that of the client's
 // connection.
 func (e *Engine) step(c *client, core *session.Session, w *listen.Worker, f func(session.Env, *session.Effects)) {
+	s := e.scratch(w)
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock(w, s)
 	if c.conn == nil || c.core != core {
 		return
 	}
-	s := e.scratch(w)
 	env := e.env()
 	fx := c.begin(s)
 	f(env, fx)
@@ -236,10 +244,10 @@ func (e *Engine) lockAcks(c *client, s *scratch) bool {
 
 // unlockAcks carries them out.
 func (e *Engine) unlockAcks(c *client, w *listen.Worker, s *scratch) {
+	defer c.unlock(w, s)
 	env := e.env()
 	c.core.Pump(env, &s.fx)
 	e.end(c, env, w, s)
-	c.mu.Unlock()
 }
 
 // acknowledged takes one acknowledgement.

@@ -127,6 +127,7 @@ type Engine struct {
 	cancel   context.CancelFunc
 	stopping atomic.Bool
 	refusing atomic.Bool
+	failed   atomic.Int64 // when a failed commit was logged last, Unix milliseconds
 	bg       sync.WaitGroup
 	slots    chan struct{} // one taken by each function that runs in the background
 	quit     chan struct{}
@@ -261,6 +262,9 @@ type scratch struct {
 	cache *topic.Cache[*handle]
 	in    intake
 	fx    session.Effects
+
+	open  bool   // fx is open to a connection's buffer, which began
+	began []byte // like this
 }
 
 func (e *Engine) scratch(w *listen.Worker) *scratch {
@@ -285,6 +289,7 @@ type Stats struct {
 	Duplicates                                atomic.Int64 // QoS 2 PUBLISHes sent again
 	TakeOvers                                 atomic.Int64
 	Wills                                     atomic.Int64
+	Panics                                    atomic.Int64 // that ended one connection, or nothing
 	ClientsMaximum                            atomic.Int64
 	SessionsExpired                           atomic.Int64
 	Rejected                                  atomic.Int64 // connections that were refused or broke the protocol

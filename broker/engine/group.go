@@ -27,7 +27,7 @@ type groups struct {
 type group struct {
 	key    string // name and filter
 	filter string
-	h      *handle // guarded by groups.mu; replaced when the group gets durable
+	h      *handle
 
 	mu      sync.Mutex // guards below; taken before client.mu
 	core    *session.Group
@@ -38,6 +38,13 @@ type group struct {
 	loaded  bool
 	list    []topic.Member // of deal, kept for its memory
 	index   []int
+}
+
+// durable tells whether the group has an inbox.
+func (g *group) durable() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.core.Durable()
 }
 
 // member is a session that shares a subscription.
@@ -81,7 +88,7 @@ func (gs *groups) join(e *Engine, name, filter string, h *handle, o topic.Option
 		if g, err = gs.open(e, key, filter, h.durable || e.durableGroup(name, key)); err != nil {
 			return err
 		}
-	} else if h.durable && !g.h.durable {
+	} else if h.durable && !g.durable() {
 		if err := gs.harden(e, g); err != nil {
 			return err
 		}
@@ -142,17 +149,16 @@ func (gs *groups) publish(e *Engine, g *group, durable bool) {
 	e.index.Subscribe(g.filter, g.h, topic.Options{QoS: 2, RetainAsPublished: true})
 }
 
-// harden gives an ephemeral group an inbox.
+// harden gives an ephemeral group an inbox, from a routing epoch on, as a slow
+// ephemeral session gets one (deliver.go: spill).
 func (gs *groups) harden(e *Engine, g *group) error {
 	if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{g.row}}); err != nil {
 		return err
 	}
-	old := g.h
-	gs.publish(e, g, true)
-	e.index.Unsubscribe(g.filter, old)
 	g.mu.Lock()
 	g.core.MakeDurable(e.env())
 	g.mu.Unlock()
+	e.giveInbox(g.h)
 	return nil
 }
 

@@ -35,7 +35,7 @@ func (e *Engine) background(f func()) {
 		defer e.bg.Done()
 		e.slots <- struct{}{}
 		defer func() { <-e.slots }()
-		f()
+		e.guard("background", f)
 	}()
 }
 
@@ -306,14 +306,20 @@ func (e *Engine) publishWill(will *persistence.Will) {
 		m.Expires += e.now() - 1
 	}
 	e.stats.Wills.Add(1)
-	e.publishOwn(&m, func(b *persistence.Batch) { b.WillsGone = append(b.WillsGone, will.Session) })
+	sh := &shipment{failed: func() { // it is due again soon
+		again := *will
+		again.Due = e.now() + 1000
+		e.wills.add(&again)
+	}}
+	sh.batch.WillsGone = []herald.SessionID{will.Session}
+	e.publishOwn(&m, sh)
 }
 
-// publishOwn publishes a message that no client is waiting to have acknowledged.
-func (e *Engine) publishOwn(m *herald.Message, add func(*persistence.Batch)) {
+// publishOwn publishes a message that no client is waiting to have acknowledged,
+// in a shipment that may hold more.
+func (e *Engine) publishOwn(m *herald.Message, sh *shipment) {
 	run := wire.MakeRun([]*herald.Message{m})
 	r := routed{run: run, from: m.Publisher}
-	sh := &shipment{}
 	ids, p := e.flight.begin(e.ids, e.now(), 1)
 	m.ID = ids.At(0)
 	sh.passage = []*passage{p}
@@ -321,9 +327,6 @@ func (e *Engine) publishOwn(m *herald.Message, add func(*persistence.Batch)) {
 	e.match(match, &r, &sh.batch)
 	if m.Retain {
 		sh.batch.Retain = []*herald.Message{m}
-	}
-	if add != nil {
-		add(&sh.batch)
 	}
 	sh.runs = []routed{r}
 	if sh.batch.Empty() {

@@ -229,7 +229,7 @@ func (e *Engine) routeQoS0(c *client, w *listen.Worker, s *scratch) {
 	env := e.env()
 	one := func(h *handle, g *session.Grant) {
 		if h.group != nil {
-			h.group.deliver(e, lazy(), g, env, w, s)
+			h.group.deliver(e, lazy(), g, false, env, w)
 			return
 		}
 		t := h.live.Load()

@@ -104,7 +104,7 @@ func (t *sysTree) update(e *Engine, now time.Time, since time.Duration) {
 	t.mu.Unlock()
 	sort.Strings(changed)
 	for _, k := range changed {
-		e.publishOwn(&herald.Message{Topic: k, Payload: []byte(v[k[len("$SYS/broker/"):]]), QoS: 0}, nil)
+		e.publishOwn(&herald.Message{Topic: k, Payload: []byte(v[k[len("$SYS/broker/"):]]), QoS: 0}, new(shipment))
 	}
 }
 

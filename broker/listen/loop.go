@@ -193,6 +193,11 @@ func (l *Loop) sweep() {
 		case <-t.C:
 		}
 		now := uint32(time.Since(begin)/tick) + 1
+		if before := l.now.Load(); now > before+stoppedTicks {
+			// The process was stopped, or the machine asleep: what the clients sent
+			// meanwhile has not been read yet.
+			l.slots.each(func(c *Conn) { c.heard.Store(now) })
+		}
 		l.now.Store(now)
 		l.slots.sweep(now, func(c *Conn) uint32 { return c.overdue(now) })
 		l.pool.trim(now, false)
@@ -201,6 +206,10 @@ func (l *Loop) sweep() {
 }
 
 const never = 1<<32 - 1
+
+// stoppedTicks is how long a sweep may be late before silence meanwhile is not
+// held against the clients.
+const stoppedTicks = 4 // 2 s
 
 // overdue acts on a deadline that has passed, and says when to look again.
 func (c *Conn) overdue(now uint32) uint32 {

@@ -1,0 +1,4 @@
+package broker
+
+// On is New on a store of the test's.
+var On = on
