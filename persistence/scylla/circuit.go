@@ -1,0 +1,160 @@
+package scylla
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+)
+
+// circuit knows whether the database can be written to. It opens when something
+// was asked and nothing has succeeded for as long as Options.Patience; then
+// commits and reads are refused at once instead of being queued without end. It
+// closes when a probe has been written.
+type circuit struct {
+	// Fixed at construction.
+	s        *Store
+	patience time.Duration
+
+	good    atomic.Int64 // when something last succeeded (monotonic nanoseconds)
+	bad     atomic.Int64 // when something last failed
+	trouble atomic.Bool  // something failed since something succeeded
+	why     atomic.Pointer[error]
+
+	mu     sync.Mutex
+	closed chan struct{} // closed when the circuit closes; nil while it is closed
+}
+
+var started = time.Now()
+
+func mono() int64 { return int64(time.Since(started)) }
+
+func (c *circuit) init(s *Store) {
+	c.s, c.patience = s, s.opts.Patience
+	c.good.Store(mono())
+}
+
+// reason is nil while the circuit is closed.
+func (c *circuit) reason() error {
+	if p := c.why.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (c *circuit) succeeded() {
+	now := mono()
+	if now-c.good.Load() > int64(10*time.Millisecond) || c.trouble.Load() {
+		c.good.Store(now)
+		c.trouble.Store(false)
+	}
+}
+
+func (c *circuit) failed() {
+	c.bad.Store(mono())
+	c.trouble.Store(true)
+}
+
+// wait returns a channel that is closed when the circuit is closed again; nil if
+// it is closed now.
+func (c *circuit) wait() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
+// check opens the circuit if it is time to. oldest is when the oldest statement
+// that is under way was sent; 0: none is.
+func (c *circuit) check(oldest int64) bool {
+	now := mono()
+	since := now - c.good.Load()
+	asked := c.trouble.Load() || oldest != 0 && now-oldest > int64(c.patience)
+	if c.reason() != nil || !asked || since < int64(c.patience) {
+		return false
+	}
+	err := fmt.Errorf("%w: the database has not answered for %v", herald.ErrUnavailable, time.Duration(since).Round(100*time.Millisecond))
+	c.mu.Lock()
+	c.closed = make(chan struct{})
+	c.why.Store(&err)
+	c.mu.Unlock()
+	c.s.log.Error("the database does not answer: nothing is acknowledged", zap.Error(err))
+	return true
+}
+
+// close ends an outage.
+func (c *circuit) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed == nil {
+		return
+	}
+	c.good.Store(mono())
+	c.trouble.Store(false)
+	c.why.Store(nil)
+	close(c.closed)
+	c.closed = nil
+	c.s.log.Info("the database answers again")
+}
+
+// probe tries a write.
+func (s *Store) probe() error {
+	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
+	defer cancel()
+	return s.saveClock(ctx)
+}
+
+// saveClock keeps the highest timestamp and ID for the next run.
+func (s *Store) saveClock(ctx context.Context) error {
+	seen := max(s.clock.last.Load(), idStamp(herald.ID(s.maxID.Load())))
+	return s.query(ctx, putClock, int32(s.opts.Node), max(seen, s.clock.now()), int32(0), s.clock.next()).Exec()
+}
+
+// keep watches the circuit and keeps the clock.
+func (s *Store) keep() {
+	tick := time.NewTicker(s.opts.Patience / 4)
+	defer tick.Stop()
+	saved := make(chan error, 1)
+	busy, last := false, mono()
+	for {
+		select {
+		case <-s.ctx.Done():
+			if busy {
+				<-saved
+			}
+			return
+		case err := <-saved:
+			busy = false
+			if err != nil {
+				s.circuit.failed()
+				continue
+			}
+			s.circuit.succeeded()
+			if s.circuit.reason() != nil {
+				s.circuit.close()
+			}
+		case <-tick.C:
+			if s.circuit.check(s.exec.oldest()) {
+				s.exec.wake()
+			}
+			s.line.pass(s.circuit.reason() != nil, mono()-int64(s.opts.GiveUp))
+			every := int64(s.opts.Patience)
+			if s.circuit.reason() != nil {
+				every /= 4
+			}
+			// While nothing is committed this is also what notices that the
+			// database has gone.
+			if !busy && mono()-last >= every {
+				busy, last = true, mono()
+				go func() { saved <- s.probe() }()
+			}
+		}
+		if busy && mono()-last > int64(s.opts.Patience) {
+			s.circuit.failed()
+		}
+	}
+}

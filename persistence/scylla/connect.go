@@ -1,0 +1,89 @@
+package scylla
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gocql/gocql"
+	"github.com/scylladb/gocqlx/v2"
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+)
+
+// cluster makes the driver's configuration; keyspace may be empty.
+func (o *Options) cluster(keyspace string) *gocql.ClusterConfig {
+	c := gocql.NewCluster(o.Hosts...)
+	c.Port = o.Port
+	c.Keyspace = keyspace
+	c.Consistency = gocql.LocalQuorum
+	c.SerialConsistency = gocql.LocalSerial
+	c.Timeout = o.Timeout
+	c.WriteTimeout = o.Timeout
+	c.ConnectTimeout = o.ConnectTimeout
+	c.NumConns = o.Connections
+	c.DefaultIdempotence = true // every statement that is not a claim carries its timestamp
+	c.DefaultTimestamp = false
+	c.ReconnectInterval = time.Second
+	c.ReconnectionPolicy = &gocql.ConstantReconnectionPolicy{MaxRetries: 2, Interval: 500 * time.Millisecond}
+	c.RetryPolicy = &gocql.SimpleRetryPolicy{NumRetries: 1} // on the next host; more is ours
+	c.MaxPreparedStmts = 1000
+	c.PageSize = 500
+	c.Logger = quiet{o.Logger}
+	c.MaxWaitSchemaAgreement = 30 * time.Second
+	local := gocql.RoundRobinHostPolicy()
+	if o.Datacenter != "" {
+		local = gocql.DCAwareRoundRobinPolicy(o.Datacenter)
+	}
+	c.PoolConfig.HostSelectionPolicy = gocql.TokenAwareHostPolicy(local, gocql.ShuffleReplicas())
+	if o.Username != "" {
+		c.Authenticator = gocql.PasswordAuthenticator{Username: o.Username, Password: o.Password}
+	}
+	if o.TLS != nil {
+		c.SslOpts = &gocql.SslOptions{Config: o.TLS, EnableHostVerification: !o.TLS.InsecureSkipVerify}
+	}
+	if o.Dial != nil {
+		c.Dialer = o.Dial
+	}
+	return c
+}
+
+// connect opens a session of the driver. Errors say in one line what an operator
+// has to look at.
+func (o *Options) connect(keyspace string) (gocqlx.Session, error) {
+	s, err := gocqlx.WrapSession(gocql.NewSession(*o.cluster(keyspace)))
+	if err == nil {
+		return s, nil
+	}
+	where := strings.Join(o.Hosts, ", ") + ", port " + strconv.Itoa(o.Port)
+	text := strings.ReplaceAll(err.Error(), "\n", " ")
+	switch {
+	case errors.Is(err, gocql.ErrNoHosts):
+		return s, fmt.Errorf("%w: store.scylla.hosts: none given", herald.ErrUnavailable)
+	case strings.Contains(text, "Provided username") || strings.Contains(text, "authentication") || strings.Contains(text, "Authentication") || strings.Contains(text, "password"):
+		return s, fmt.Errorf("%w: store.scylla.username, password: refused by %s", herald.ErrUnavailable, where)
+	case keyspace != "" && (strings.Contains(text, "does not exist") || strings.Contains(text, "eyspace")):
+		return s, fmt.Errorf("%w: store.scylla.keyspace: there is no %q on %s (herald schema apply creates it)", herald.ErrUnavailable, keyspace, where)
+	}
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		text = dns.Error()
+	}
+	return s, fmt.Errorf("%w: store.scylla.hosts: no answer from %s: %s", herald.ErrUnavailable, where, text)
+}
+
+// quiet hands the driver's remarks to the debug log: what matters of them comes
+// back as errors.
+type quiet struct{ log *zap.Logger }
+
+func (q quiet) Print(v ...any)                 { q.log.Debug(fmt.Sprint(v...)) }
+func (q quiet) Printf(format string, v ...any) { q.log.Debug(fmt.Sprintf(format, v...)) }
+func (q quiet) Println(v ...any)               { q.log.Debug(fmt.Sprint(v...)) }
+
+// TLS is the configuration of an encrypted connection.
+type TLS = tls.Config

@@ -1,0 +1,129 @@
+package scylla
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/gocql/gocql"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
+)
+
+// ends are the steps that remove sessions: all that is theirs, then the rows. at is
+// the timestamp of the first.
+func (s *Store) ends(del []persistence.Session, at int64) []step {
+	if len(del) == 0 {
+		return nil
+	}
+	return []step{
+		{must: true, make: func() (ws []write, err error) {
+			for i := range del {
+				if ws, err = s.belongings(del[i].ID, at+int64(i), ws); err != nil {
+					return nil, err
+				}
+			}
+			return ws, nil
+		}},
+		{must: true, make: func() (ws []write, err error) {
+			for i := range del {
+				if ws, err = s.rowOf(&del[i], at+int64(i), ws); err != nil {
+					return nil, err
+				}
+			}
+			return ws, nil
+		}},
+	}
+}
+
+// belongings appends the removal of a session's subscriptions, window and inbox.
+func (s *Store) belongings(id herald.SessionID, at int64, ws []write) ([]write, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
+	defer cancel()
+	from, err := s.sweptTo(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	buckets, err := s.bucketsOf(ctx, id, from, s.newestCoarse()+1)
+	if err != nil {
+		return nil, err
+	}
+	session := int64(id)
+	// What arrives at this moment from elsewhere is older than now, and goes, too.
+	now := max(at, s.clock.next())
+	for _, b := range buckets {
+		ws = append(ws, write{stmt: delInbox, size: 64, args: []any{now, session, b}})
+	}
+	s.states.of.Invalidate(id)
+	return append(ws,
+		write{stmt: delSubscribed, size: 64, args: []any{at, session}},
+		write{stmt: delWindow, size: 64, args: []any{at, session}}), nil
+}
+
+// rowOf appends the removal of a session's row, unless it is another session's by
+// now.
+func (s *Store) rowOf(row *persistence.Session, at int64, ws []write) ([]write, error) {
+	key := sessionKey(row.Kind, row.Name)
+	if id, ok := s.putting.newest(string(key)); ok && id != row.ID {
+		return ws, nil
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
+	defer cancel()
+	var b []byte
+	err := s.read(ctx, getSession, key).Scan(&b)
+	if err != nil && !errors.Is(err, gocql.ErrNotFound) {
+		return nil, unavailable(err)
+	}
+	if err == nil {
+		d := record.Decoder{B: b}
+		if got := d.Session(); d.Err == nil && got.ID != row.ID {
+			return ws, nil
+		}
+	}
+	return append(ws, write{stmt: delSession, size: 64, args: []any{at, key}}), nil
+}
+
+// putting knows the session rows that are under way.
+type putting struct {
+	mu sync.Mutex
+	of map[string][]herald.SessionID
+}
+
+func (p *putting) begin(key string, id herald.SessionID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.of == nil {
+		p.of = make(map[string][]herald.SessionID)
+	}
+	p.of[key] = append(p.of[key], id)
+}
+
+func (p *putting) end(key string, id herald.SessionID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := p.of[key]
+	for i := range ids {
+		if ids[i] == id {
+			ids = append(ids[:i:i], ids[i+1:]...)
+			break
+		}
+	}
+	if len(ids) == 0 {
+		delete(p.of, key)
+	} else {
+		p.of[key] = ids
+	}
+}
+
+// newest is the session whose row was committed last and is still under way.
+func (p *putting) newest(key string) (herald.SessionID, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := p.of[key]
+	if len(ids) == 0 {
+		return 0, false
+	}
+	return ids[len(ids)-1], true
+}

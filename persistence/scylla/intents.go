@@ -1,0 +1,318 @@
+package scylla
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gocql/gocql"
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
+)
+
+// intents is what this node has written down and may not have finished.
+//
+// A queue in a table is read across the tombstones of everything that went through
+// it. So the intents lie in buckets, each a partition that takes a few thousand
+// and is then removed as a whole; the node's row says from which to which bucket
+// there may be any, and is written ahead, before a bucket is used. A start reads
+// those and never looks at them again: what a dying process had in flight and
+// turns up later in one of them was never acknowledged, and is void.
+type intents struct {
+	mu     sync.Mutex // guards below
+	bucket int64      // takes the next ones
+	used   int        // of it
+	opened int64      // when it was begun (mono)
+	id     int64      // of the last intent
+	high   int64      // the last bucket that the node's row allows
+	low    int64      // what it says is the first
+	gone   int64      // partitions below were removed
+	open   map[int64]int
+	saving chan struct{} // closed when the node's row has been written
+}
+
+const (
+	bucketIntents = 2000
+	bucketAge     = int64(10 * time.Second)
+	bucketsAhead  = 16
+	// maxIntent is where a batch's intent is divided: by messages, each with its
+	// packet id.
+	maxIntent = 256 << 10
+)
+
+// notes are the intents of one batch.
+type notes struct {
+	bucket int64
+	ids    []int64
+}
+
+// begin makes writing down what it is about to do the first step of a job.
+func (in *intents) begin(s *Store, j *job) {
+	parts := divide(j.batch)
+	in.mu.Lock()
+	if in.used > 0 && (in.used+len(parts) > bucketIntents || mono()-in.opened > bucketAge) {
+		in.bucket, in.used = in.bucket+1, 0
+	}
+	if in.used == 0 {
+		in.opened = mono()
+	}
+	n := notes{bucket: in.bucket}
+	in.used += len(parts)
+	in.open[in.bucket]++
+	first := step{must: true}
+	for _, b := range parts {
+		in.id++
+		n.ids = append(n.ids, in.id)
+		row := binary.BigEndian.AppendUint64([]byte{record.V1}, uint64(j.whole))
+		row = record.AppendBatch(row, b)
+		first.writes = append(first.writes, write{stmt: putIntent, part: part{partIntent, in.bucket, 0}, size: len(row) + 64,
+			args: []any{int32(s.opts.Node), in.bucket, in.id, row, int32(0), j.whole}})
+	}
+	allowed := in.bucket <= in.high
+	ahead := in.bucket > in.high-bucketsAhead/2
+	in.mu.Unlock()
+	steps := []step{first}
+	if !allowed {
+		steps = []step{{must: true, make: func() ([]write, error) { return nil, in.reserve(s, n.bucket) }}, first}
+	} else if ahead {
+		go func() { _ = in.reserve(s, n.bucket+bucketsAhead/2) }()
+	}
+	j.steps = append(steps, j.steps...)
+	j.after = append(j.after, func(err error) { in.end(s, j.whole, n, err) })
+}
+
+// end removes a batch's intents when they are carried out, or when it is certain
+// that they cannot be. Else they wait for the next start.
+func (in *intents) end(s *Store, ts int64, n notes, err error) {
+	if err != nil && !lasting(err) {
+		return
+	}
+	ws := make([]write, len(n.ids))
+	for i, id := range n.ids {
+		ws[i] = write{stmt: delIntent, part: part{partIntent, n.bucket, 1}, size: 64, args: []any{s.clock.next(), int32(s.opts.Node), n.bucket, id}}
+	}
+	s.background(ws, func(err error) {
+		if err != nil {
+			return
+		}
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		if in.open[n.bucket]--; in.open[n.bucket] == 0 {
+			delete(in.open, n.bucket)
+		}
+	})
+}
+
+// reserve lets the node's row allow buckets up to upTo and some more.
+func (in *intents) reserve(s *Store, upTo int64) error {
+	for {
+		in.mu.Lock()
+		if upTo <= in.high {
+			in.mu.Unlock()
+			return nil
+		}
+		if busy := in.saving; busy != nil {
+			in.mu.Unlock()
+			select {
+			case <-busy:
+				continue
+			case <-s.ctx.Done():
+				return herald.ErrClosed
+			}
+		}
+		in.saving = make(chan struct{})
+		low, high := in.lowestLocked(), upTo+bucketsAhead
+		in.mu.Unlock()
+		ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
+		err := s.saveBuckets(ctx, low, high)
+		cancel()
+		in.mu.Lock()
+		if err == nil {
+			in.high, in.low = high, low
+		}
+		gone := in.gone
+		if err == nil {
+			in.gone = low
+		}
+		close(in.saving)
+		in.saving = nil
+		in.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		s.removeBuckets(gone, low)
+	}
+}
+
+func (in *intents) lowestLocked() int64 {
+	low := in.bucket
+	for b := range in.open {
+		low = min(low, b)
+	}
+	return low
+}
+
+func (s *Store) saveBuckets(ctx context.Context, low, high int64) error {
+	return s.query(ctx, putBuckets, int32(s.opts.Node), low, high, int32(0), s.clock.next()).Exec()
+}
+
+// removeBuckets removes the partitions from one bucket to before another.
+func (s *Store) removeBuckets(from, to int64) {
+	var ws []write
+	for b := from; b < to; b++ {
+		ws = append(ws, write{stmt: delIntents, size: 64, args: []any{s.clock.next(), int32(s.opts.Node), b}})
+	}
+	if len(ws) > 0 {
+		s.background(ws, nil)
+	}
+}
+
+// recover finishes what the node's last run had begun, and takes its clock over.
+func (s *Store) recover() error {
+	in := &s.intents
+	in.open = make(map[int64]int)
+	var clock, low, high *int64
+	ctx, cancel := context.WithTimeout(s.ctx, s.opts.GiveUp)
+	err := s.read(ctx, getNode, int32(s.opts.Node)).Scan(&clock, &low, &high)
+	cancel()
+	if err != nil && !errors.Is(err, gocql.ErrNotFound) {
+		return fmt.Errorf("read the node's row: %w", unavailable(err))
+	}
+	if clock != nil {
+		s.clock.saw(*clock + int64(time.Second/time.Microsecond)) // it is written about once a second
+		s.maxID.Store(uint64(herald.IDAt(*clock/1000 + 1)))
+	}
+	if low != nil && high != nil {
+		n := 0
+		for b := *low; b <= *high; b++ {
+			k, err := s.finish(b)
+			if err != nil {
+				return fmt.Errorf("finish what was begun: %w", err)
+			}
+			n += k
+		}
+		if n > 0 {
+			s.log.Info("finished what the last run had begun", zap.Int("intents", n))
+		}
+		in.bucket, in.gone = *high+1, *low
+	}
+	in.low, in.high = in.bucket, in.bucket+bucketsAhead
+	ctx, cancel = context.WithTimeout(s.ctx, s.opts.GiveUp)
+	defer cancel()
+	if err := s.saveBuckets(ctx, in.low, in.high); err != nil {
+		return fmt.Errorf("write the node's row: %w", unavailable(err))
+	}
+	s.removeBuckets(in.gone, in.bucket)
+	in.gone = in.bucket
+	return nil
+}
+
+// finish carries out the intents of one bucket.
+func (s *Store) finish(bucket int64) (n int, err error) {
+	iter := s.read(s.ctx, getIntents, int32(s.opts.Node), bucket).PageSize(100).Iter()
+	var id int64
+	var row []byte
+	for iter.Scan(&id, &row) {
+		d := record.Decoder{B: row}
+		d.Version()
+		ts := int64(d.Uint64())
+		b := d.Batch()
+		if d.Err != nil {
+			s.undecoded("intent", d.Err, zap.Int64("bucket", bucket), zap.Int64("id", id))
+			continue
+		}
+		if err := s.carryOut(b, ts); err != nil {
+			_ = iter.Close()
+			return n, err
+		}
+		n++
+		row = nil
+	}
+	if err := iter.Close(); err != nil {
+		return n, unavailable(err)
+	}
+	return n, nil
+}
+
+// carryOut writes a batch with the timestamp that it had.
+func (s *Store) carryOut(b *persistence.Batch, ts int64) error {
+	p := &plan{s: s, ts: ts, now: s.opts.Now().UnixMilli()}
+	if err := p.rows(b); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	j := &job{s: s, batch: b, done: func(err error) { done <- err }, since: mono(), after: p.after,
+		steps: append([]step{{writes: p.first}, {writes: p.writes}}, s.ends(b.Delete, p.deleteAt)...)}
+	if err := s.exec.admit(j); err != nil {
+		return err
+	}
+	s.line.enter(j)
+	j.next()
+	return <-done
+}
+
+// divide cuts a batch into some whose encoding is not too large: a message goes
+// with its packet id, and all else with the first.
+func divide(b *persistence.Batch) []*persistence.Batch {
+	size := 0
+	for i := range b.Spreads {
+		for _, m := range b.Spreads[i].Messages {
+			size += m.Size()
+		}
+		size += 16 * len(b.Spreads[i].Targets)
+	}
+	for _, m := range b.Retain {
+		size += m.Size()
+	}
+	if size <= maxIntent {
+		return []*persistence.Batch{b}
+	}
+	of := make(map[herald.ID]int) // message → part
+	var parts []*persistence.Batch
+	room := 0
+	place := func(m *herald.Message) *persistence.Batch {
+		i, ok := of[m.ID]
+		if !ok {
+			if room < m.Size() || len(parts) == 0 {
+				parts = append(parts, new(persistence.Batch))
+				room = maxIntent
+			}
+			room -= m.Size()
+			i = len(parts) - 1
+			of[m.ID] = i
+		}
+		return parts[i]
+	}
+	for i := range b.Spreads {
+		sp := &b.Spreads[i]
+		at := make(map[*persistence.Batch]int)
+		for _, m := range sp.Messages {
+			p := place(m)
+			k, ok := at[p]
+			if !ok {
+				k = len(p.Spreads)
+				at[p] = k
+				p.Spreads = append(p.Spreads, persistence.Spread{Targets: sp.Targets})
+			}
+			p.Spreads[k].Messages = append(p.Spreads[k].Messages, m)
+		}
+	}
+	for _, m := range b.Retain {
+		p := place(m)
+		p.Retain = append(p.Retain, m)
+	}
+	rest := *b
+	rest.Spreads, rest.Retain, rest.Held = parts[0].Spreads, parts[0].Retain, nil
+	parts[0] = &rest
+	for _, h := range b.Held {
+		p := parts[of[h.ID]] // 0 if it is with no message
+		p.Held = append(p.Held, h)
+	}
+	return parts
+}

@@ -1,0 +1,126 @@
+package scylla
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+
+	"github.com/gocql/gocql"
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence/record"
+)
+
+// A retained message stands under its topic. The index has the topics in byte
+// order, in shards by their hash: a topic's place in it says nothing about the
+// load, and a scan merges the shards.
+//
+// Both rows are one value each, which begins with the message's ID and is written
+// with the ID's timestamp, without a time to live: so the newest ID wins, also
+// between IDs that share a timestamp, where the greater value does. A removal is
+// therefore a value, too, and is swept away when nothing can be older any more.
+const indexShards = 16
+
+func indexShard(topic string) int16 {
+	h := fnv.New32a()
+	h.Write([]byte(topic))
+	return int16(h.Sum32() % indexShards)
+}
+
+func (p *plan) retain(m *herald.Message) error {
+	s := p.s
+	if m.Size() > maxMessage {
+		return errTooLarge
+	}
+	s.sawID(uint64(m.ID))
+	live := byte(1)
+	if len(m.Payload) == 0 {
+		live = 0
+	}
+	state := append(binary.BigEndian.AppendUint64([]byte{record.V1}, uint64(m.ID)), live)
+	row := state[:len(state):len(state)]
+	if live != 0 {
+		row = record.AppendMessage(row, m, nil)
+	}
+	topic, ts, shard := []byte(m.Topic), idStamp(m.ID), indexShard(m.Topic)
+	p.add(putRetained, part{}, len(topic)+len(row), topic, row, int32(0), ts)
+	p.add(putIndex, part{partIndex, int64(shard), 0}, len(topic)+len(state), shard, topic, state, int32(0), ts)
+	s.caches.changed(m.Topic)
+	p.after = append(p.after, func(error) { s.caches.changed(m.Topic) })
+	return nil
+}
+
+// live tells whether a value, of either table, stands for a message.
+func live(row []byte) (id herald.ID, ok bool, err error) {
+	d := record.Decoder{B: row}
+	d.Version()
+	id = herald.ID(d.Uint64())
+	ok = d.Byte() != 0
+	return id, ok, d.Err
+}
+
+// Retained implements [persistence.Store].
+func (s *Store) Retained(ctx context.Context, topic string) (*herald.Message, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, fmt.Errorf("read retained message: %w", err)
+	}
+	defer s.leave()
+	m, err := s.retained(ctx, topic)
+	if err == nil && m == nil {
+		err = herald.ErrNotFound
+	}
+	if err != nil {
+		return nil, s.failed(ctx, "read retained message", err)
+	}
+	return m, nil
+}
+
+// retained returns nil if there is none.
+func (s *Store) retained(ctx context.Context, topic string) (*herald.Message, error) {
+	if s.caches.topics != nil {
+		if m, ok := s.caches.topics.GetIfPresent(topic); ok {
+			return m, nil
+		}
+	}
+	gen := s.caches.gen(topic).Load()
+	// Who asks after a commit must not share the answer of who asked before it.
+	key := string(binary.BigEndian.AppendUint64([]byte("r"), gen)) + topic
+	v, err := s.once(ctx, key, func(ctx context.Context) (any, error) {
+		var row []byte
+		err := s.read(ctx, getRetained, []byte(topic)).Scan(&row)
+		if err != nil && !errors.Is(err, gocql.ErrNotFound) {
+			return nil, err
+		}
+		var m *herald.Message
+		if err == nil {
+			m = s.retainedRow(topic, row)
+		}
+		s.caches.keep(topic, m, gen)
+		return m, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return v.(*herald.Message), nil
+}
+
+func (s *Store) retainedRow(topic string, row []byte) *herald.Message {
+	_, ok, err := live(row)
+	if err == nil && !ok {
+		return nil
+	}
+	m := new(herald.Message)
+	if err == nil {
+		d := record.Decoder{B: row[10:]}
+		d.Message(m, nil)
+		err = d.Err
+	}
+	if err != nil {
+		s.undecoded("retained", err, zap.String("topic", topic))
+		return nil
+	}
+	return m
+}
