@@ -29,7 +29,6 @@ type journal struct {
 	// Owned by the writer.
 	cur    *segment // nil: none, or it must not be written any more
 	last   *segment // the one before cur
-	broken error    // cur failed for good
 
 	mu      sync.Mutex // guards below
 	changed sync.Cond  // ready or sealed changed
