@@ -169,6 +169,9 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 		ptrs = high
 	}
 	if !durable {
+		for _, m := range ptrs {
+			m.ID = 0 // none of an inbox: were the session given one meanwhile, its mark would not pass it
+		}
 		e.runTo(c, wire.MakeRun(ptrs), g, then)
 		return
 	}
