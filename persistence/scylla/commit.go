@@ -1,6 +1,7 @@
 package scylla
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,15 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 	err := s.plan(j)
 	if err == nil {
 		err = s.exec.admit(j)
+	}
+	if errors.Is(err, herald.ErrClosed) {
+		for _, f := range j.after {
+			f(err)
+		}
+		if done != nil {
+			go done(err)
+		}
+		return
 	}
 	s.line.enter(j)
 	if err != nil {

@@ -155,3 +155,11 @@ func driver(t testing.TB, change func(*Options)) storetest.Driver {
 func TestStore(t *testing.T) {
 	storetest.Run(t, driver(t, nil))
 }
+
+// Every entry but the first few in fine buckets, hardly a payload in its entry,
+// and no cache.
+func TestStoreDivided(t *testing.T) {
+	d := driver(t, func(o *Options) { o.SplitAfter, o.InlineUpTo, o.CacheTTL = 3, 1, -1 })
+	d.Large = 2000
+	storetest.Run(t, d)
+}

@@ -78,8 +78,8 @@ var (
 	getExpiryBuckets = prepare(qb.Select("expiry_bucket").Columns("bucket").Where(qb.Eq("part"), qb.LtOrEq("bucket")))
 	getIntents       = prepare(qb.Select("intent").Columns("id", "row").Where(qb.Eq("node"), qb.Eq("bucket")))
 	getNode          = prepare(qb.Select("node").Columns("clock", "low", "high").Where(qb.Eq("node")))
-	scanSessions     = prepare(qb.Select("session").Columns("row").Where(qb.Token("key").GtOrEqNamed("from"), qb.Token("key").LtOrEqNamed("to")))
-	scanSubscribed   = prepare(qb.Select("subscription").Columns("session", "filter", "row").Where(qb.Token("session").GtOrEqNamed("from"), qb.Token("session").LtOrEqNamed("to")))
+	scanSessions     = prepare(qb.Select("session").Columns("row").Where(qb.Token("key").GtOrEqValueNamed("from"), qb.Token("key").LtOrEqValueNamed("to")))
+	scanSubscribed   = prepare(qb.Select("subscription").Columns("session", "filter", "row").Where(qb.Token("session").GtOrEqValueNamed("from"), qb.Token("session").LtOrEqValueNamed("to")))
 )
 
 // Slots of a window.

@@ -1,0 +1,22 @@
+package persistence
+
+import "context"
+
+// Claim tells who serves a session: the node that made the newest one. The zero
+// Claim is none.
+type Claim struct {
+	Owner uint16
+	Epoch uint64
+}
+
+// Claimer is a store that several nodes share. A store that one process has for
+// itself needs no claims: whoever has the store has its sessions.
+type Claimer interface {
+	// Claimed returns the newest claim of a session; none is no error.
+	Claimed(ctx context.Context, kind Kind, name string) (Claim, error)
+	// Claim replaces the claim old of a session by one of owner with the next
+	// epoch, if old is still what stands there, and returns what stands there
+	// afterwards: of any number that try with the same old, on any nodes, one has
+	// won. It survives the deletion of the session, so that epochs only rise.
+	Claim(ctx context.Context, kind Kind, name string, old Claim, owner uint16) (now Claim, won bool, err error)
+}
