@@ -149,7 +149,9 @@ func (s *Session) advance(env Env) {
 			low = min(low, sl.id-1)
 		}
 	}
-	s.low = max(s.low, min(low, s.feed.lowest()-1))
+	waits := s.feed.lowest()
+	s.overdue = waits <= low
+	s.low = max(s.low, min(low, waits-1))
 	s.settled = slices.DeleteFunc(s.settled, func(id herald.ID) bool { return id <= s.low })
 	if s.feed.state == live {
 		s.feed.forget(env.Closed)

@@ -133,6 +133,7 @@ type Session struct {
 	tidyAt  int         // length of settled at which it is tidied up next
 	done    []persistence.Sent
 	low     herald.ID // last mark
+	overdue bool      // what holds the mark back waits to be sent
 	dirty   bool      // there is something to mark
 
 	held pidSet // QoS 2 packet ids of the client's own publishes
@@ -379,7 +380,7 @@ func (s *Session) tooLarge(m *herald.Message, qos byte, g *Grant) bool {
 
 // room is how many more QoS > 0 messages may be sent now.
 func (s *Session) room(fx *Effects) int {
-	if len(fx.Out) > fx.Limit || len(s.settled) >= s.feed.mem.Settled {
+	if len(fx.Out) > fx.Limit || len(s.settled) >= s.feed.mem.Settled && !s.overdue {
 		return 0
 	}
 	return s.p.ReceiveMaximum - s.window.inflight
