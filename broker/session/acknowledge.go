@@ -143,13 +143,17 @@ func (s *Session) advance(env Env) {
 	if s.feed.state != live {
 		low = min(low, s.feed.pos)
 	}
+	waits := s.feed.lowest()
 	for _, sl := range s.window.slots {
 		// Released and receipt are settled, and so is what a group dealt.
-		if sl.src == 0 && sl.id != 0 && (sl.state == published || sl.state == staged || sl.state == awaited) {
+		switch {
+		case sl.src != 0 || sl.id == 0:
+		case sl.state == published || sl.state == staged:
 			low = min(low, sl.id-1)
+		case sl.state == awaited: // it waits, or has not been read
+			waits = min(waits, sl.id)
 		}
 	}
-	waits := s.feed.lowest()
 	s.overdue = waits <= low
 	s.low = max(s.low, min(low, waits-1))
 	s.settled = slices.DeleteFunc(s.settled, func(id herald.ID) bool { return id <= s.low })
