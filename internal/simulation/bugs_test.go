@@ -1,7 +1,6 @@
 package simulation
 
 import (
-	"runtime"
 	"slices"
 	"testing"
 
@@ -52,7 +51,7 @@ func has(sent []persistence.Sent, step persistence.Step) bool {
 
 // TestFindsBugs: the simulation finds bugs that were put in by hand.
 func TestFindsBugs(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	oneAtATime(t)
 	for _, b := range []struct {
 		name   string
 		change func(s *Store, b *persistence.Batch) bool
@@ -111,7 +110,7 @@ func TestFindsBugs(t *testing.T) {
 		t.Run(b.name, func(t *testing.T) {
 			o := Options{Steps: 300, Wrap: func(s *Store) persistence.Store { return bug{s, b.change} }}
 			for seed := uint64(1); seed <= 5000; seed++ {
-				if err, _ := simulate(t, seed, o); err != nil {
+				if _, err := simulate(t, seed, o); err != nil {
 					t.Logf("found by seed %d: %v", seed, err)
 					return
 				}

@@ -144,9 +144,8 @@ func (c *client) lose(noted bool) {
 	w := c.w
 	if noted {
 		c.conn.hangUp()
-	} else if !c.conn.closed() {
-		c.ghosts = append(c.ghosts, c.conn)
 	}
+	c.ghosts = append(c.ghosts, c.conn)
 	if !c.up { // whether it was connected nobody knows
 		c.present.known = false
 		if c.armed != nil {

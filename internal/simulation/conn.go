@@ -30,7 +30,7 @@ type conn struct {
 
 	pending atomic.Int64 // length of out
 	over    atomic.Bool  // it was half the bound
-	started atomic.Bool  // CONNACK was written
+	gone    atomic.Bool  // the engine was told that it has ended
 	user    atomic.Value
 
 	st      sync.Mutex // guards below
@@ -105,7 +105,10 @@ func (c *conn) read(n int) []byte {
 
 func (c *conn) run() {
 	defer close(c.end)
-	defer c.e.Closed(c)
+	defer func() {
+		c.gone.Store(true)
+		c.e.Closed(c)
+	}()
 	if _, _, ok := c.e.Accept(c); !ok {
 		return
 	}
@@ -119,7 +122,6 @@ func (c *conn) run() {
 	if ack.HasSessionExpiry {
 		p = &wire.ConnackProperties{HasSessionExpiry: true, SessionExpiry: ack.SessionExpiry}
 	}
-	c.started.Store(true)
 	c.End(c.w, wire.AppendConnack(c.Begin(), c.version, ack.SessionPresent, 0, p))
 	c.e.Established(c)
 	for {

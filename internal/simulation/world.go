@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing/synctest"
 	"time"
@@ -34,9 +35,10 @@ type World struct {
 	ledger  *ledger
 	clients []*client
 	cfg     engine.Config
-	receive int   // the broker's receive maximum
-	bound   int   // bytes that a connection takes before it is slow
-	weights []int // of kinds
+	receive int    // the broker's receive maximum
+	bound   int    // bytes that a connection takes before it is slow
+	weights []int  // of kinds
+	script  func() // what is done before the schedule; may be nil
 
 	store  *Store
 	engine *engine.Engine
@@ -45,12 +47,12 @@ type World struct {
 	err    error
 }
 
-// Run runs the schedule of a seed and returns what went wrong, with the steps
-// that led there.
-func Run(seed uint64, o Options) (err error, log []string) {
+// Run runs the schedule of a seed and returns the steps that it took, with what
+// went wrong. It must be called in a bubble of testing/synctest.
+func Run(seed uint64, o Options) (log []string, err error) {
 	w := newWorld(seed, o)
 	w.run()
-	return w.err, w.log
+	return w.log, w.err
 }
 
 func newWorld(seed uint64, o Options) *World {
@@ -120,6 +122,8 @@ func (w *World) start() {
 		store = w.opts.Wrap(w.store)
 	}
 	w.engine = engine.New(w.cfg, store, zap.NewNop())
+	// Several workers, although one goroutine at a time runs.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
 	started := make(chan error, 1)
 	go func() { started <- w.engine.Start(context.Background()) }()
 	for {
@@ -173,6 +177,9 @@ func (w *World) run() {
 		c.subscribe("$share/g/s/#", w.ledger.groups["$share/g/s/#"].qos())
 		w.settle(1)
 	}
+	if w.script != nil && w.err == nil {
+		w.script()
+	}
 	for i := 0; i < w.opts.Steps && w.err == nil; i++ {
 		w.step()
 		synctest.Wait()
@@ -198,7 +205,7 @@ func (g *group) qos() byte {
 func (w *World) look() {
 	for _, c := range w.clients {
 		for i := 0; i < len(c.ghosts); i++ {
-			if c.ghosts[i].closed() {
+			if c.ghosts[i].gone.Load() {
 				c.ghosts = slices.Delete(c.ghosts, i, i+1)
 				i--
 			}
