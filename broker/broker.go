@@ -20,7 +20,6 @@ import (
 	"github.com/herald-mqtt/herald/broker/wire"
 	hook "github.com/herald-mqtt/herald/hooks/session"
 	"github.com/herald-mqtt/herald/persistence"
-	"github.com/herald-mqtt/herald/persistence/pebble"
 )
 
 // Broker is a node.
@@ -47,9 +46,9 @@ type server interface {
 var Version = "dev"
 
 // New opens the store of a node. It listens nowhere before Run. Errors wrap
-// herald.ErrInUse, herald.ErrSchemaNewer, herald.ErrCorrupt.
+// herald.ErrInUse, herald.ErrSchemaNewer, herald.ErrCorrupt, herald.ErrUnavailable.
 func New(cfg config.Config, log *zap.Logger) (*Broker, error) {
-	store, err := pebble.Open(cfg.Node.Data, pebble.Options{Logger: log.Named("store"), InlineUpTo: cfg.Inbox.InlineUpTo})
+	store, err := openStore(cfg, log)
 	if err != nil {
 		return nil, err
 	}

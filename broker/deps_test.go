@@ -19,6 +19,7 @@ var rooms = map[string][]string{
 	"":                   {},
 	"persistence":        {""},
 	"persistence/pebble": {"", "persistence"},
+	"persistence/scylla": {"", "persistence"},
 	"bridge":             {"", "persistence"},
 	"hooks":              {"", "broker/config"},
 

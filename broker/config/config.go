@@ -99,16 +99,35 @@ type Store struct {
 	Scylla ScyllaStore `koanf:"scylla"`
 }
 
-// ScyllaStore is the shared store of a cluster. Not available in this release.
+// ScyllaStore is the shared store: ScyllaDB, or what speaks its CQL.
 type ScyllaStore struct {
-	Hosts       []string       `koanf:"hosts"`
-	Port        int            `koanf:"port"`
-	Keyspace    string         `koanf:"keyspace"`
-	Datacenter  string         `koanf:"datacenter"`
-	Replication int            `koanf:"replication"`
-	Username    string         `koanf:"username"`
-	Password    string         `koanf:"password" secret:"true"`
-	TLS         map[string]any `koanf:"tls"`
+	// Hosts are some of the servers; they know the others.
+	Hosts []string `koanf:"hosts"`
+	Port  int      `koanf:"port"`
+	// Keyspace holds the tables; herald schema apply makes it.
+	Keyspace string `koanf:"keyspace"`
+	// Datacenter is where a quorum is sought; empty is that of the servers.
+	Datacenter string `koanf:"datacenter"`
+	// Replication is how many copies a new keyspace keeps in the datacenter.
+	Replication int       `koanf:"replication"`
+	Username    string    `koanf:"username"`
+	Password    string    `koanf:"password" secret:"true"`
+	TLS         ScyllaTLS `koanf:"tls"`
+}
+
+// ScyllaTLS encrypts the connections to the shared store, if anything of it is
+// set.
+type ScyllaTLS struct {
+	// CA is a PEM file of those who sign the servers' certificates; empty: those
+	// that the system knows.
+	CA string `koanf:"ca"`
+	// Cert and Key are PEM files of this node.
+	Cert string `koanf:"cert"`
+	Key  string `koanf:"key"`
+	// ServerName is what the servers' certificates are for, if not their address.
+	ServerName string `koanf:"server_name"`
+	// Insecure: the servers' certificates are not checked.
+	Insecure bool `koanf:"insecure"`
 }
 
 // Bridge connects the nodes of a cluster. Not available in this release.
@@ -225,7 +244,7 @@ func Default() Config {
 		Admin: Admin{Address: "127.0.0.1:8080"},
 		Store: Store{
 			Engine: Pebble,
-			Scylla: ScyllaStore{Hosts: []string{}, Port: 9042, Keyspace: "herald", Replication: 3, TLS: map[string]any{}},
+			Scylla: ScyllaStore{Hosts: []string{}, Port: 9042, Keyspace: "herald", Replication: 3},
 		},
 		Bridge: Bridge{Prefix: "herald"},
 		MQTT: MQTT{

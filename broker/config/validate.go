@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -233,6 +234,8 @@ func (c *Config) checkAdmin() *Error {
 	return nil
 }
 
+var keyspace = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_]{0,47}$`)
+
 func (c *Config) checkStore() *Error {
 	s := c.Store.Scylla
 	if err := first(
@@ -243,10 +246,21 @@ func (c *Config) checkStore() *Error {
 		return err
 	}
 	if c.Store.Engine == Scylla {
-		return refuse("store.engine", "scylla is not available in this release, which has pebble")
+		if len(s.Hosts) == 0 {
+			return refuse("store.engine", "scylla wants store.scylla.hosts")
+		}
+		if !keyspace.MatchString(s.Keyspace) {
+			return refuse("store.scylla.keyspace", "must be 1 to 48 letters, digits and underscores, a letter first, not %q", s.Keyspace)
+		}
+		if s.TLS.Cert != "" && s.TLS.Key == "" {
+			return refuse("store.scylla.tls.cert", "wants key, too")
+		}
+		if s.TLS.Key != "" && s.TLS.Cert == "" {
+			return refuse("store.scylla.tls.key", "wants cert, too")
+		}
 	}
 	if c.Bridge.Redis != "" {
-		return refuse("bridge.redis", "a cluster needs the shared store: store.engine scylla, which is not available in this release")
+		return refuse("bridge.redis", "a cluster needs the shared store (store.engine scylla) and is not available in this release")
 	}
 	return nil
 }

@@ -1,16 +1,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker"
 	"github.com/herald-mqtt/herald/broker/config"
 	"github.com/herald-mqtt/herald/persistence/pebble"
+	"github.com/herald-mqtt/herald/persistence/scylla"
 )
 
 // schema is what the commands need of a store engine.
@@ -19,6 +23,48 @@ type schema struct {
 	version func(config.Config) (have, want uint32, err error)
 	// apply makes or migrates, and says nothing if there is nothing to do.
 	apply func(config.Config) error
+}
+
+// engine is the schema of the store that the configuration names.
+func engine(c config.Config) schema {
+	if c.Store.Engine == config.Scylla {
+		return shared
+	}
+	return embedded
+}
+
+// where names the data.
+func where(c config.Config) string {
+	if c.Store.Engine == config.Scylla {
+		return c.Store.Scylla.Keyspace
+	}
+	return c.Node.Data
+}
+
+// schemaPatience is for a shared store: another program may be migrating.
+const schemaPatience = 2 * time.Minute
+
+var shared = schema{
+	version: func(c config.Config) (have, want uint32, err error) {
+		o, err := broker.SharedStore(c, zap.NewNop())
+		if err != nil {
+			return 0, 0, err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), schemaPatience)
+		defer cancel()
+		st, err := scylla.SchemaStatus(ctx, o)
+		return uint32(st.Version), uint32(st.Newest), err
+	},
+	apply: func(c config.Config) error {
+		o, err := broker.SharedStore(c, zap.NewNop())
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), schemaPatience)
+		defer cancel()
+		_, err = scylla.ApplySchema(ctx, o)
+		return err
+	},
 }
 
 var embedded = schema{
@@ -34,12 +80,15 @@ var embedded = schema{
 
 func newSchemaCommand() *cobra.Command {
 	return group("schema", "Version of the stored data",
-		newSchemaStep("status", "Show the version of the stored data", embedded.status),
-		newSchemaStep("apply", "Make the store's schema, or bring it up to this release; the node must not run", func(c config.Config, out io.Writer) error {
-			if err := embedded.apply(c); err != nil {
+		newSchemaStep("status", "Show the version of the stored data", func(c config.Config, out io.Writer) error {
+			return engine(c).status(c, out)
+		}),
+		newSchemaStep("apply", "Make the store's schema, or bring it up to this release; with the embedded store, the node must not run", func(c config.Config, out io.Writer) error {
+			s := engine(c)
+			if err := s.apply(c); err != nil {
 				return refused(err)
 			}
-			return embedded.status(c, out)
+			return s.status(c, out)
 		}))
 }
 
@@ -65,7 +114,7 @@ func (s schema) status(c config.Config, out io.Writer) error {
 	case err != nil:
 		return refused(err)
 	case have > want:
-		return refused(fmt.Errorf("%s: schema %d, this release knows up to %d: %w", c.Node.Data, have, want, herald.ErrSchemaNewer))
+		return refused(fmt.Errorf("%s: schema %d, this release knows up to %d: %w", where(c), have, want, herald.ErrSchemaNewer))
 	}
 	state := "up to date"
 	switch {
@@ -74,6 +123,6 @@ func (s schema) status(c config.Config, out io.Writer) error {
 	case have < want:
 		state = "to be migrated"
 	}
-	_, err = fmt.Fprintf(out, "store %s %s: schema %d of %d, %s\n", c.Store.Engine, c.Node.Data, have, want, state)
+	_, err = fmt.Fprintf(out, "store %s %s: schema %d of %d, %s\n", c.Store.Engine, where(c), have, want, state)
 	return err
 }

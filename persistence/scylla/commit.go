@@ -19,14 +19,15 @@ type job struct {
 
 	// The steps, one after the other; the rows of one go together. Owned by
 	// whoever works on the job: the committer, then the worker that ends a step.
-	steps []step
-	at    int
-	left  atomic.Int32
-	err   atomic.Pointer[error]
-	whole int64         // not 0: an intent is needed, with this timestamp
-	after []func(error) // when all is through, before done
-	bound atomic.Bool   // it may not be given up any more: see executor
-	since int64         // when it was committed
+	steps  []step
+	at     int
+	left   atomic.Int32
+	err    atomic.Pointer[error]
+	whole  int64         // not 0: an intent is needed, with this timestamp
+	after  []func(error) // when all is through, before done
+	bound  atomic.Bool   // it may not be given up any more: see executor
+	since  int64         // when it was committed
+	passed atomic.Bool   // later ones are done without it
 
 	// Guarded by line.mu.
 	finished bool
@@ -68,6 +69,9 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 	}
 	if j.whole != 0 {
 		s.intents.begin(s, j)
+	}
+	for i := range b.Spreads {
+		s.flights.depart(j, &b.Spreads[i])
 	}
 	j.next()
 }
@@ -140,6 +144,11 @@ func (j *job) end(err error) {
 	for _, f := range j.after {
 		f(err)
 	}
+	if j.batch != nil {
+		for i := range j.batch.Spreads {
+			j.s.flights.arrive(j, &j.batch.Spreads[i])
+		}
+	}
 	j.s.exec.dismiss(j)
 	j.s.line.finish(j, err)
 }
@@ -201,6 +210,7 @@ func (l *line) pass(outage bool, before int64) {
 	for _, j := range l.jobs[l.head:] {
 		if !j.finished && (outage && j.bound.Load() || j.since < before) {
 			j.late = true
+			j.passed.Store(true)
 			l.out++
 		} else {
 			kept = append(kept, j)

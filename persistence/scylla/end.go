@@ -72,7 +72,7 @@ func (s *Store) rowOf(row *persistence.Session, at int64, ws []write) ([]write, 
 	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
 	defer cancel()
 	var b []byte
-	err := s.read(ctx, getSession, key).Scan(&b)
+	err := s.one(ctx, getSession, []any{key}, &b)
 	if err != nil && !errors.Is(err, gocql.ErrNotFound) {
 		return nil, unavailable(err)
 	}

@@ -64,17 +64,17 @@ func (s *Store) ExpiredSessions(ctx context.Context, now int64, limit int) ([]pe
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	var rows []persistence.Session
-	iter := s.read(ctx, getExpiryBuckets, int16(0), expiryBucket(now)).PageSize(500).Iter()
+	buckets := s.rows(ctx, getExpiryBuckets, 500, int16(0), expiryBucket(now))
+	defer buckets.close()
 	var bucket int64
-	for more := false; len(rows) < limit && !more && iter.Scan(&bucket); {
+	for more := false; len(rows) < limit && !more && buckets.next(&bucket); {
 		var err error
 		if rows, more, err = s.expiredIn(ctx, bucket, now, limit, rows); err != nil {
-			_ = iter.Close()
 			return nil, s.failed(ctx, "read expired sessions", err)
 		}
 	}
-	if err := iter.Close(); err != nil {
-		return nil, s.failed(ctx, "read expired sessions", err)
+	if buckets.err != nil {
+		return nil, s.failed(ctx, "read expired sessions", buckets.err)
 	}
 	return rows, nil
 }
@@ -89,14 +89,15 @@ func (s *Store) expiredIn(ctx context.Context, bucket, now int64, limit int, row
 	page = min(page, 2000)
 	full := false
 	for i := range found {
-		iter := s.read(wctx, getExpiry, bucket, int16(i), now).PageSize(page).Prefetch(0).Iter()
 		wait.Go(func() error {
+			rows := s.rows(wctx, getExpiry, page, bucket, int16(i), now)
+			defer rows.close()
 			d := due{bucket: bucket, shard: int16(i)}
-			for len(found[i]) < page && iter.Scan(&d.expires, &d.key) {
+			for len(found[i]) < page && rows.next(&d.expires, &d.key) {
 				found[i] = append(found[i], d)
 				d.key = nil
 			}
-			return iter.Close()
+			return rows.err
 		})
 	}
 	if err := wait.Wait(); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/gocql/gocql"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
@@ -43,8 +42,10 @@ func (s *Store) Inbox(ctx context.Context, id herald.SessionID, after, upTo hera
 	}
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
+	v := s.flights.look(id)
+	defer v.end()
 	start := len(dst)
-	r := &inboxRead{s: s, ctx: ctx, session: id, after: clampID(after), upTo: clampID(upTo), limit: limit, maxBytes: maxBytes}
+	r := &inboxRead{s: s, view: v, ctx: ctx, session: id, after: clampID(after), upTo: clampID(upTo), limit: limit, maxBytes: maxBytes}
 	for {
 		r.start = len(dst)
 		var err error
@@ -63,13 +64,14 @@ func (s *Store) Inbox(ctx context.Context, id herald.SessionID, after, upTo hera
 		if left <= 0 && len(dst) > start {
 			return dst, nil
 		}
-		r = &inboxRead{s: s, ctx: ctx, session: id, after: r.last, upTo: r.upTo, limit: missing, maxBytes: left}
+		r = &inboxRead{s: s, view: v, ctx: ctx, session: id, after: r.last, upTo: r.upTo, limit: missing, maxBytes: left}
 	}
 }
 
 // inboxRead is one page of an inbox.
 type inboxRead struct {
 	s           *Store
+	view        *view
 	ctx         context.Context
 	session     herald.SessionID
 	after, upTo int64
@@ -123,16 +125,16 @@ func (r *inboxRead) full() bool { return r.n >= r.limit || r.n > 0 && r.weight >
 
 // readSettled reads which entries behind after were released.
 func (r *inboxRead) readSettled() (map[int64]bool, error) {
-	iter := r.s.read(r.ctx, getSettled, int64(r.session), slotSettled, r.after).Iter()
+	rows := r.s.rows(r.ctx, getSettled, 2000, int64(r.session), slotSettled, r.after)
 	var id int64
 	var all map[int64]bool
-	for iter.Scan(&id) {
+	for rows.next(&id) {
 		if all == nil {
 			all = make(map[int64]bool)
 		}
 		all[id] = true
 	}
-	return all, iter.Close()
+	return all, rows.err
 }
 
 // pageSize is how many rows to ask for at once, so that a page of large messages
@@ -152,28 +154,20 @@ type shelf struct {
 
 // cursor is at one row of a partition.
 type cursor struct {
-	iter *gocql.Iter
+	rows *rows
 	id   int64
 	row  []byte
 	ok   bool
 }
 
 func (c *cursor) next() error {
-	if c.iter == nil {
-		return nil
-	}
 	c.row = nil
-	if c.ok = c.iter.Scan(&c.id, &c.row); c.ok {
-		return nil
-	}
-	err := c.iter.Close()
-	c.iter = nil
-	return err
+	c.ok = c.rows.next(&c.id, &c.row)
+	return c.rows.err
 }
 
 func (r *inboxRead) cursor(bucket int64) (cursor, error) {
-	q := r.s.read(r.ctx, getInbox, int64(r.session), bucket, r.after, r.upTo).PageSize(r.pageSize()).Prefetch(0)
-	c := cursor{iter: q.Iter()}
+	c := cursor{rows: r.s.rows(r.ctx, getInbox, r.pageSize(), int64(r.session), bucket, r.after, r.upTo)}
 	return c, c.next()
 }
 
@@ -199,16 +193,16 @@ func (r *inboxRead) open(c int64) (*shelf, error) {
 
 // directory reads which fine buckets belong to a coarse one, ascending.
 func (s *Store) directory(ctx context.Context, id herald.SessionID, c int64) ([]int64, error) {
-	iter := s.read(ctx, getDirectory, int64(id), c, int64(0)).Iter()
+	rows := s.rows(ctx, getDirectory, 2000, int64(id), c, int64(0))
 	var row int64
 	var fines []int64
-	for iter.Scan(&row) {
+	for rows.next(&row) {
 		fines = append(fines, -row-1)
 	}
 	for i, k := 0, len(fines)-1; i < k; i, k = i+1, k-1 {
 		fines[i], fines[k] = fines[k], fines[i]
 	}
-	return fines, iter.Close()
+	return fines, rows.err
 }
 
 // advance moves the side cursor to the next row of the fine buckets.
@@ -234,8 +228,8 @@ func (sh *shelf) close() {
 		return
 	}
 	for _, c := range []*cursor{&sh.main, &sh.side} {
-		if c.iter != nil {
-			_ = c.iter.Close()
+		if c.rows != nil {
+			c.rows.close()
 		}
 	}
 }
@@ -249,7 +243,7 @@ func (r *inboxRead) take(sh *shelf, dst []persistence.Entry) ([]persistence.Entr
 		if side {
 			c = &sh.side
 		}
-		if c.id != last && !r.settled[c.id] {
+		if c.id != last && !r.settled[c.id] && !r.view.hides(c.id) {
 			dst = r.add(c, dst)
 		}
 		last, r.last = c.id, c.id

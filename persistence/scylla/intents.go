@@ -178,9 +178,7 @@ func (s *Store) recover() error {
 	in := &s.intents
 	in.open = make(map[int64]int)
 	var clock, low, high *int64
-	ctx, cancel := context.WithTimeout(s.ctx, s.opts.GiveUp)
-	err := s.read(ctx, getNode, int32(s.opts.Node)).Scan(&clock, &low, &high)
-	cancel()
+	err := s.one(s.ctx, getNode, []any{int32(s.opts.Node)}, &clock, &low, &high)
 	if err != nil && !errors.Is(err, gocql.ErrNotFound) {
 		return fmt.Errorf("read the node's row: %w", unavailable(err))
 	}
@@ -203,7 +201,7 @@ func (s *Store) recover() error {
 		in.bucket, in.gone = *high+1, *low
 	}
 	in.low, in.high = in.bucket, in.bucket+bucketsAhead
-	ctx, cancel = context.WithTimeout(s.ctx, s.opts.GiveUp)
+	ctx, cancel := context.WithTimeout(s.ctx, s.opts.GiveUp)
 	defer cancel()
 	if err := s.saveBuckets(ctx, in.low, in.high); err != nil {
 		return fmt.Errorf("write the node's row: %w", unavailable(err))
@@ -215,10 +213,11 @@ func (s *Store) recover() error {
 
 // finish carries out the intents of one bucket.
 func (s *Store) finish(bucket int64) (n int, err error) {
-	iter := s.read(s.ctx, getIntents, int32(s.opts.Node), bucket).PageSize(100).Iter()
+	rows := s.rows(s.ctx, getIntents, 100, int32(s.opts.Node), bucket)
+	defer rows.close()
 	var id int64
 	var row []byte
-	for iter.Scan(&id, &row) {
+	for rows.next(&id, &row) {
 		d := record.Decoder{B: row}
 		d.Version()
 		ts := int64(d.Uint64())
@@ -228,14 +227,13 @@ func (s *Store) finish(bucket int64) (n int, err error) {
 			continue
 		}
 		if err := s.carryOut(b, ts); err != nil {
-			_ = iter.Close()
 			return n, err
 		}
 		n++
 		row = nil
 	}
-	if err := iter.Close(); err != nil {
-		return n, unavailable(err)
+	if rows.err != nil {
+		return n, unavailable(rows.err)
 	}
 	return n, nil
 }

@@ -54,7 +54,7 @@ func (s *Store) Session(ctx context.Context, kind persistence.Kind, name string)
 
 func (s *Store) session(ctx context.Context, key []byte) (persistence.Session, error) {
 	var b []byte
-	if err := s.read(ctx, getSession, key).Scan(&b); err != nil {
+	if err := s.one(ctx, getSession, []any{key}, &b); err != nil {
 		return persistence.Session{}, err
 	}
 	d := record.Decoder{B: b}
@@ -74,16 +74,16 @@ func (s *Store) Subscriptions(ctx context.Context, id herald.SessionID) ([]persi
 	defer s.leave()
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	iter := s.read(ctx, getSubscriptions, int64(id)).Iter()
+	rows := s.rows(ctx, getSubscriptions, 500, int64(id))
 	var filter, row []byte
 	var subs []persistence.Subscription
-	for iter.Scan(&filter, &row) {
+	for rows.next(&filter, &row) {
 		if sub, ok := s.subscription(id, filter, row); ok {
 			subs = append(subs, sub)
 		}
 	}
-	if err := iter.Close(); err != nil {
-		return nil, s.failed(ctx, "read subscriptions", err)
+	if rows.err != nil {
+		return nil, s.failed(ctx, "read subscriptions", rows.err)
 	}
 	return subs, nil
 }
@@ -107,12 +107,12 @@ func (s *Store) Window(ctx context.Context, id herald.SessionID) (persistence.Wi
 	defer s.leave()
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	iter := s.read(ctx, getWindow, int64(id), slotSettled).PageSize(2000).Iter()
+	rows := s.rows(ctx, getWindow, 2000, int64(id), slotSettled)
 	var w persistence.Window
 	var slot int8
 	var key int64
 	var row []byte
-	for iter.Scan(&slot, &key, &row) {
+	for rows.next(&slot, &key, &row) {
 		if len(row) == 0 {
 			continue // free
 		}
@@ -120,8 +120,8 @@ func (s *Store) Window(ctx context.Context, id herald.SessionID) (persistence.Wi
 			s.undecoded("window", err, zap.Uint64("session", uint64(id)), zap.Int8("slot", slot), zap.Int64("key", key))
 		}
 	}
-	if err := iter.Close(); err != nil {
-		return persistence.Window{}, s.failed(ctx, "read window", err)
+	if rows.err != nil {
+		return persistence.Window{}, s.failed(ctx, "read window", rows.err)
 	}
 	sort.Slice(w.Sent, func(i, k int) bool { return w.Sent[i].ID < w.Sent[k].ID })
 	return w, nil
@@ -158,7 +158,7 @@ func (s *Store) payload(ctx context.Context, id herald.ID) (*herald.Message, err
 	}
 	v, err := s.once(ctx, "p"+string(binary.BigEndian.AppendUint64(nil, uint64(id))), func(ctx context.Context) (any, error) {
 		var row []byte
-		err := s.read(ctx, getPayload, int64(id)).Scan(&row)
+		err := s.one(ctx, getPayload, []any{int64(id)}, &row)
 		if errors.Is(err, gocql.ErrNotFound) {
 			return (*herald.Message)(nil), nil
 		}

@@ -90,7 +90,7 @@ func (s *Store) retained(ctx context.Context, topic string) (*herald.Message, er
 	key := string(binary.BigEndian.AppendUint64([]byte("r"), gen)) + topic
 	v, err := s.once(ctx, key, func(ctx context.Context) (any, error) {
 		var row []byte
-		err := s.read(ctx, getRetained, []byte(topic)).Scan(&row)
+		err := s.one(ctx, getRetained, []any{[]byte(topic)}, &row)
 		if err != nil && !errors.Is(err, gocql.ErrNotFound) {
 			return nil, err
 		}

@@ -15,15 +15,14 @@ import (
 )
 
 // A table is read by ranges of tokens, some at a time: each goes to the servers
-// that have it, and what one range fails in need not be read again.
+// that have it.
 const (
 	scanRanges = 256
 	scanAtOnce = 8
 	scanPage   = 2000
 )
 
-// ranges has f called for each range of tokens, and tried again a few times if it
-// fails with nothing given out.
+// ranges has f called for each range of tokens.
 func (s *Store) ranges(ctx context.Context, f func(ctx context.Context, from, to int64) error) error {
 	wait, ctx := errgroup.WithContext(ctx)
 	wait.SetLimit(scanAtOnce)
@@ -47,9 +46,10 @@ func (s *Store) ScanSessions(ctx context.Context, f func(persistence.Session) er
 	var mu sync.Mutex
 	var stop error
 	err := s.ranges(ctx, func(ctx context.Context, from, to int64) error {
-		iter := s.read(ctx, scanSessions, from, to).PageSize(scanPage).Iter()
+		rows := s.rows(ctx, scanSessions, scanPage, from, to)
+		defer rows.close()
 		var b []byte
-		for iter.Scan(&b) {
+		for rows.next(&b) {
 			d := record.Decoder{B: b}
 			row := d.Session()
 			if d.Err != nil {
@@ -63,11 +63,10 @@ func (s *Store) ScanSessions(ctx context.Context, f func(persistence.Session) er
 			ended := stop
 			mu.Unlock()
 			if ended != nil {
-				_ = iter.Close()
 				return ended
 			}
 		}
-		return iter.Close()
+		return rows.err
 	})
 	if stop != nil {
 		return stop
@@ -103,14 +102,14 @@ func (s *Store) ScanSubscriptions(ctx context.Context, f func(herald.SessionID, 
 		return nil
 	}
 	err := s.ranges(ctx, func(ctx context.Context, from, to int64) error {
-		iter := s.read(ctx, scanSubscribed, from, to).PageSize(scanPage).Prefetch(0.5).Iter()
+		rows := s.rows(ctx, scanSubscribed, scanPage, from, to)
+		defer rows.close()
 		var session int64
 		var filter, row []byte
 		var subs []persistence.SubscriptionOf
-		for iter.Scan(&session, &filter, &row) {
+		for rows.next(&session, &filter, &row) {
 			if n := len(subs); n >= 500 && subs[n-1].Session != herald.SessionID(session) {
 				if err := give(subs); err != nil {
-					_ = iter.Close()
 					return err
 				}
 				subs = subs[:0]
@@ -119,8 +118,8 @@ func (s *Store) ScanSubscriptions(ctx context.Context, f func(herald.SessionID, 
 				subs = append(subs, persistence.SubscriptionOf{Session: herald.SessionID(session), Subscription: sub})
 			}
 		}
-		if err := iter.Close(); err != nil {
-			return err
+		if rows.err != nil {
+			return rows.err
 		}
 		return give(subs)
 	})

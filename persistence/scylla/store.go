@@ -143,6 +143,7 @@ type Store struct {
 	line    *line
 	circuit circuit
 	intents intents
+	flights flights
 	caches  caches
 	putting putting
 	states  states

@@ -115,7 +115,7 @@ func (s *Store) sweep(id herald.SessionID, low herald.ID) error {
 // sweptTo is the coarse bucket below which there is nothing of a session any more.
 func (s *Store) sweptTo(ctx context.Context, id herald.SessionID) (int64, error) {
 	var row []byte
-	err := s.read(ctx, getSwept, int64(id), slotSwept, int64(0)).Scan(&row)
+	err := s.one(ctx, getSwept, []any{int64(id), slotSwept, int64(0)}, &row)
 	if errors.Is(err, gocql.ErrNotFound) {
 		return birth(id), nil
 	}

@@ -164,11 +164,11 @@ func (t *topicScan) page(ctx context.Context, shard int16, sh *topicShard) error
 		} else {
 			sh.size = 16
 		}
-		iter := t.s.read(ctx, getIndex, shard, []byte(from)).PageSize(sh.size).Prefetch(0).Iter()
+		rows := t.s.rows(ctx, getIndex, sh.size, shard, []byte(from))
 		var topic, state []byte
 		n := 0
 		sh.topics = nil
-		for n < sh.size && iter.Scan(&topic, &state) {
+		for n < sh.size && rows.next(&topic, &state) {
 			n++
 			sh.last = string(topic)
 			_, ok, err := live(state)
@@ -179,8 +179,9 @@ func (t *topicScan) page(ctx context.Context, shard int16, sh *topicShard) error
 				sh.topics = append(sh.topics, sh.last)
 			}
 		}
-		if err := iter.Close(); err != nil {
-			return err
+		rows.close()
+		if rows.err != nil {
+			return rows.err
 		}
 		sh.read, sh.end = true, n < sh.size
 	}
@@ -244,14 +245,14 @@ func (s *Store) countRetained() (int64, error) {
 	wait.SetLimit(4)
 	for i := range counts {
 		wait.Go(func() error {
-			iter := s.read(ctx, getIndex, int16(i), []byte{}).PageSize(2000).Iter()
+			rows := s.rows(ctx, getIndex, 2000, int16(i), []byte{})
 			var topic, state []byte
-			for iter.Scan(&topic, &state) {
+			for rows.next(&topic, &state) {
 				if _, ok, err := live(state); err == nil && ok {
 					counts[i]++
 				}
 			}
-			return iter.Close()
+			return rows.err
 		})
 	}
 	if err := wait.Wait(); err != nil {

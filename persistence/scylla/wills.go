@@ -28,10 +28,10 @@ func (s *Store) Wills(ctx context.Context, now int64, connected bool, limit int)
 	wait.SetLimit(32)
 	for shard := range int16(willShards) {
 		wait.Go(func() error {
-			iter := s.read(wctx, getWills, shard).Iter()
+			rows := s.rows(wctx, getWills, 500, shard)
 			var session int64
 			var row []byte
-			for iter.Scan(&session, &row) {
+			for rows.next(&session, &row) {
 				d := record.Decoder{B: row}
 				w := d.Will()
 				if d.Err != nil {
@@ -44,7 +44,7 @@ func (s *Store) Wills(ctx context.Context, now int64, connected bool, limit int)
 					mu.Unlock()
 				}
 			}
-			return iter.Close()
+			return rows.err
 		})
 	}
 	if err := wait.Wait(); err != nil {

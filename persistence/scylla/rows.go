@@ -1,0 +1,100 @@
+package scylla
+
+import (
+	"context"
+	"errors"
+
+	"github.com/gocql/gocql"
+)
+
+// retry has f called again while it makes sense: it is a read, so it may be
+// repeated, and a server that has just gone is not there the next time.
+func (s *Store) retry(ctx context.Context, f func() error) error {
+	began := mono()
+	for tries := 0; ; tries++ {
+		err := f()
+		if err == nil {
+			s.circuit.succeeded()
+			return nil
+		}
+		if errors.Is(err, gocql.ErrNotFound) || ctx.Err() != nil || lasting(err) {
+			return err
+		}
+		if reason := s.circuit.reason(); reason != nil {
+			return reason
+		}
+		s.circuit.failed()
+		if mono()-began > int64(s.opts.GiveUp) || !s.exec.pause(tries) {
+			return err
+		}
+	}
+}
+
+// one reads one row into dest; gocql.ErrNotFound if there is none.
+func (s *Store) one(ctx context.Context, st *statement, args []any, dest ...any) error {
+	return s.retry(ctx, func() error { return s.read(ctx, st, args...).Scan(dest...) })
+}
+
+// rows are the answer to a query, page by page; a page that fails is asked for
+// again.
+type rows struct {
+	s     *Store
+	ctx   context.Context
+	st    *statement
+	args  []any
+	size  int
+	iter  *gocql.Iter
+	state []byte
+	begun bool
+	err   error
+}
+
+func (s *Store) rows(ctx context.Context, st *statement, size int, args ...any) *rows {
+	return &rows{s: s, ctx: ctx, st: st, args: args, size: size}
+}
+
+// next scans the next row. It returns false at the end, or when err is set.
+// Slices in dest must not be used twice.
+func (r *rows) next(dest ...any) bool {
+	for r.err == nil {
+		if r.iter != nil {
+			if r.iter.Scan(dest...) {
+				return true
+			}
+			if r.err = r.iter.Close(); r.err != nil {
+				break
+			}
+			r.iter = nil
+		}
+		if r.begun && len(r.state) == 0 {
+			return false
+		}
+		r.page()
+	}
+	return false
+}
+
+// page asks for the next page.
+func (r *rows) page() {
+	r.err = r.s.retry(r.ctx, func() error {
+		iter := r.s.read(r.ctx, r.st, r.args...).PageSize(r.size).PageState(r.state).Iter()
+		if iter.NumRows() == 0 {
+			state := iter.PageState()
+			if err := iter.Close(); err != nil {
+				return err
+			}
+			r.state, r.begun = state, true
+			return nil
+		}
+		r.iter, r.state, r.begun = iter, iter.PageState(), true
+		return nil
+	})
+}
+
+// close ends reading early.
+func (r *rows) close() {
+	if r.iter != nil {
+		_ = r.iter.Close()
+		r.iter = nil
+	}
+}
