@@ -77,15 +77,16 @@ func TestResendAtReceiveMaximum(t *testing.T) {
 // A queue of which more settles than a session remembers is delivered after a
 // restart although nobody publishes.
 func TestQueueAfterRestart(t *testing.T) {
-	scenario(t, 20, func(w *World, a, b *client) {
+	scenario(t, 4, func(w *World, a, b *client) {
 		w.cfg.Memory = session.Memory{Settled: 8}
 		a.subscribe("t/#", 1)
 		w.settle(1)
 		a.lose(true)
-		w.send(b, "t/0", 1, 20)
-		b.carry(20)
-		w.flush()
-		w.crash()
+		for range 5 {
+			w.send(b, "t/0", 1, 4)
+			w.settle(1)
+		}
+		w.die(0)
 	})
 }
 
@@ -99,6 +100,7 @@ func TestRetainedOwedFromSuback(t *testing.T) {
 				w.settle(1)
 				a.subscribe(filter, 1)
 				a.carry(1)
+				synctest.Wait()
 				for n, _ := w.store.Queued(); n > 0; n, _ = w.store.Queued() { // up to SUBACK
 					w.store.Sync(n)
 					w.store.Tell(n)
@@ -108,7 +110,7 @@ func TestRetainedOwedFromSuback(t *testing.T) {
 					}
 				}
 				w.fail(a.read(10))
-				w.crash()
+				w.die(0)
 			})
 		})
 	}
@@ -125,6 +127,7 @@ func TestWillDelayWhileStoreIsSlow(t *testing.T) {
 		w.settle(1)
 		w.send(b, "t/0", 2, 1)
 		b.carry(1)
+		synctest.Wait()
 		b.lose(true)
 		synctest.Wait()
 		w.look()
@@ -132,5 +135,7 @@ func TestWillDelayWhileStoreIsSlow(t *testing.T) {
 		w.flush()
 		time.Sleep(time.Second)
 		w.flush()
+		b.connect(false) // too late to cancel it
+		w.settle(1)
 	})
 }

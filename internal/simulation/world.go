@@ -352,6 +352,12 @@ func (w *World) crash() {
 	if n > 0 {
 		survive = w.rng.IntN(n + 1)
 	}
+	w.die(survive)
+}
+
+// die is a crash that leaves some of the batches that were not durable.
+func (w *World) die(survive int) {
+	n, _ := w.store.Queued()
 	w.logf("the process dies; %d of %d batches survive", survive, n)
 	// What is on its way to the clients may still arrive.
 	for _, c := range w.clients {
