@@ -329,3 +329,94 @@ func TestGarbageIsSkipped(t *testing.T) {
 	s.settledWith(t, nodes[1])
 	eventually(t, "counted", func() bool { return nodes[1].Stats().Undecodable == 30 })
 }
+
+// Redis loses what it acknowledged and nobody has read. Either side notices, or
+// the sender asks when the acknowledgement is late.
+func TestWhatRedisLostIsSentAgain(t *testing.T) {
+	faults := map[string]func(r *redistest.Server){
+		"emptied":          func(r *redistest.Server) { r.RestartEmpty() },
+		"rolled back":      func(r *redistest.Server) { r.Restart() },
+		"a stream deleted": func(r *redistest.Server) { r.Do("DEL herald:{2}:in") },
+		"one entry lost": func(r *redistest.Server) {
+			r.Do("XTRIM herald:{2}:in MAXLEN = 3")
+		},
+	}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := redistest.Start(t)
+			nodes := cluster(t, r, 2)
+			block := make(chan struct{})
+			nodes[1].mu2(func(o *owner) { o.block = block })
+			s := newSender(nodes[0], nodes[1])
+			accepted := func(want int) {
+				eventually(t, "redis has it", func() bool { n, _, _, _ := s.outcome(); return n == want })
+			}
+			for i := range 50 {
+				s.send()
+				accepted(i + 1) // one entry each, more than one read brings
+			}
+			r.Save()
+			for i := range 100 {
+				s.send()
+				accepted(50 + i + 1)
+			}
+			fault(r)
+			nodes[1].mu2(func(o *owner) { o.block = nil })
+			close(block)
+			s.settledWith(t, nodes[1])
+			eventually(t, "acknowledged", func() bool { return nodes[0].Stats().Pending == 0 })
+			if nodes[0].Stats().FramesResent == 0 {
+				t.Error("nothing was sent again")
+			}
+		})
+	}
+}
+
+// Frames whose entries can never be read are given up, aloud, instead of being
+// asked for without end.
+func TestFramesThatCannotBeReadAreGivenUp(t *testing.T) {
+	t.Parallel()
+	r := redistest.Start(t)
+	nodes := cluster(t, r, 2)
+	self := Peer{3, 1}
+	// A node of a later release: every entry with frames 1 to 3 is of a version
+	// that node 2 does not know, what it sends later is not.
+	client := dial(must(parseURL(r.URL())), time.Second, nil)
+	defer client.Close()
+	quit := time.After(10 * time.Second)
+	for nodes[1].count(3) == 0 {
+		select {
+		case <-quit:
+			t.Fatal("stands still")
+		default:
+		}
+		for _, h := range []header{{first: 1}, {first: 4}} {
+			h.from, h.to, h.link = self, 1, 1
+			entry, _ := appendEntry(nil, nil, h, [][]byte{number(h.first), number(h.first + 1), number(h.first + 2)}, 0)
+			if h.first == 1 {
+				entry[0] = 99
+			}
+			if err := client.Do(t.Context(), "XADD", "herald:{2}:in", "*", field, entry).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(5 * time.Millisecond) // the peer's pace
+	}
+	inOrder(t, nodes[1].received(3))
+	nodes[1].mu2(func(o *owner) {
+		if o.gaps[3] != 1 {
+			t.Errorf("told of %d gaps", o.gaps[3])
+		}
+	})
+	if n := nodes[1].Stats().Skipped; n != 3 {
+		t.Errorf("%d frames skipped", n)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
