@@ -90,10 +90,15 @@ func appendEntry(dst, scratch []byte, h header, frames [][]byte, compressOver in
 			dst[start+1] |= flagCompressed
 		}
 	}
-	sum := crc32.Checksum(dst[start+entryFixed:], castagnoli)
-	sum = crc32.Update(sum, castagnoli, dst[start:start+2])
-	binary.BigEndian.PutUint32(dst[start+2:], sum)
+	seal(dst[start:])
 	return dst, scratch
+}
+
+// seal writes the checksum, which covers everything but itself.
+func seal(entry []byte) []byte {
+	sum := crc32.Checksum(entry[entryFixed:], castagnoli)
+	binary.BigEndian.PutUint32(entry[2:], crc32.Update(sum, castagnoli, entry[:2]))
+	return entry
 }
 
 // decodeEntry takes an entry apart. The frames are appended to frames and point

@@ -2,15 +2,12 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
 )
@@ -18,9 +15,6 @@ import (
 // Position is how far a node's announcements go: the number of the last one,
 // from 1. 0 is none.
 type Position uint64
-
-// snapshotChunk is the size of one part of a snapshot before compression.
-const snapshotChunk = 1 << 20
 
 // announcement is one that some peer may still need.
 type announcement []byte
@@ -356,166 +350,4 @@ func (r *routes) append(h header, frames [][]byte) (streamID, error) {
 	}
 	id, _ := parseID(reply)
 	return id, nil
-}
-
-// writeSnapshot puts all routes into Redis and says so in the stream.
-func (r *routes) writeSnapshot() error {
-	b := r.b
-	if wait := askEvery - time.Since(r.madeAt); wait > 0 {
-		pause(b.ctx, wait) // several may ask
-	}
-	r.mu.Lock()
-	r.snapshot = false
-	r.madeAt = time.Now()
-	at := r.last
-	all := make([][]byte, 0, len(r.own))
-	for s := range r.own {
-		all = append(all, []byte(s))
-	}
-	r.mu.Unlock()
-
-	h := header{flags: flagSnapshot, from: b.opts.Self, first: uint64(at)}
-	parts := 0
-	ctx, cancel := context.WithTimeout(b.ctx, 10*b.opts.Timeout)
-	defer cancel()
-	_, err := b.cmd.TxPipelined(ctx, func(p redis.Pipeliner) error {
-		p.Del(ctx, b.keys.snapshot)
-		for len(all) > 0 || parts == 0 {
-			n, size := 0, 0
-			for n < len(all) && (n == 0 || size+len(all[n]) <= snapshotChunk) {
-				size += len(all[n]) + 2
-				n++
-			}
-			data, _ := appendEntry(nil, nil, h, all[:n], b.opts.CompressOver)
-			p.HSet(ctx, b.keys.snapshot, strconv.Itoa(parts), data)
-			all = all[n:]
-			parts++
-		}
-		p.HSet(ctx, b.keys.snapshot, "parts", parts)
-		return nil
-	})
-	if err == nil {
-		b.stats.snapshots.Add(1)
-		_, err = r.append(h, nil)
-	}
-	r.mu.Lock()
-	if err != nil {
-		r.snapshot = true
-	} else {
-		r.sent = max(r.sent, at)
-	}
-	r.mu.Unlock()
-	return err
-}
-
-// errNoSnapshot: it is not there, or not the one.
-var errNoSnapshot = errors.New("no snapshot")
-
-// readSnapshot gets all routes of a peer, as of the number returned.
-func (r *routes) readSnapshot(p *peer, least uint64) (all []string, at uint64, err error) {
-	b := r.b
-	ctx, cancel := context.WithTimeout(b.ctx, 10*b.opts.Timeout)
-	defer cancel()
-	parts, err := b.cmd.HGetAll(ctx, snapshotKey(b.opts.Prefix, p.Node)).Result()
-	if err != nil {
-		return nil, 0, err
-	}
-	count, err := strconv.Atoi(parts["parts"])
-	if err != nil || count != len(parts)-1 {
-		return nil, 0, errNoSnapshot
-	}
-	var frames [][]byte
-	for i := range count {
-		h, some, err := decodeEntry([]byte(parts[strconv.Itoa(i)]), frames[:0], b.opts.MaxFrame+snapshotChunk)
-		if err != nil || h.from != p.Peer || h.flags&flagSnapshot == 0 || h.first < least {
-			return nil, 0, errNoSnapshot
-		}
-		at = h.first
-		for _, s := range some {
-			all = append(all, string(s))
-		}
-		frames = some
-	}
-	return all, at, nil
-}
-
-// read is the goroutine that applies the announcements of others.
-func (r *routes) read() {
-	b := r.b
-	generation := b.generation.Load()
-	for b.waitUp() {
-		if g := b.generation.Load(); g != generation {
-			generation, r.position = g, streamID{}
-		}
-		entries, err := b.read(b.keys.routes, r.position)
-		if err != nil {
-			b.fail(err)
-			continue
-		}
-		var touched []*peer
-		for _, e := range entries {
-			if id, ok := parseID(e.ID); ok {
-				r.position = id
-			}
-			if p := r.entry(e); p != nil && !slices.Contains(touched, p) {
-				touched = append(touched, p)
-			}
-		}
-		for _, p := range touched {
-			p.link.say(0) // it waits for this
-		}
-	}
-}
-
-// entry applies one entry of the routes stream, and returns whose it was if
-// there was news in it.
-func (r *routes) entry(e redis.XMessage) *peer {
-	b := r.b
-	h, frames, err := b.decode(e, nil)
-	if err != nil {
-		b.stats.undecodable.Add(1)
-		b.log.Warn("entry skipped", zap.String("stream", b.keys.routes), zap.String("id", e.ID), zap.Error(err))
-		return nil
-	}
-	b.mu.Lock()
-	p := b.peers[h.from.Node]
-	b.mu.Unlock()
-	if p == nil || p.Peer != h.from {
-		return nil // who it is will be asked when it is a peer
-	}
-	applied := p.applied.Load()
-	switch {
-	case h.flags&flagSnapshot != 0:
-		if h.first <= applied && applied > 0 {
-			return p
-		}
-		all, at, err := r.readSnapshot(p, h.first)
-		if err != nil {
-			if !errors.Is(err, errNoSnapshot) {
-				b.fail(err)
-			}
-			p.ask()
-			return nil
-		}
-		b.opts.Handler.Replace(p.Peer, all)
-		p.applied.Store(at)
-		return p
-	case h.first > applied+1:
-		p.ask()
-		return nil
-	}
-	for i, data := range frames {
-		if n := h.first + uint64(i); n > applied {
-			var c Change
-			if err := decodeChange(data, &c); err != nil {
-				b.stats.undecodable.Add(1)
-				b.log.Warn("announcement skipped", zap.Uint16("node", p.Node), zap.Error(err))
-			} else {
-				b.opts.Handler.Apply(p.Peer, c)
-				b.stats.applied.Add(1)
-			}
-			p.applied.Store(n)
-		}
-	}
-	return p
 }

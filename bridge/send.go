@@ -153,7 +153,7 @@ func (l *link) acknowledged(id, upTo uint64, gap bool) {
 	l.mu.Lock()
 	if id < l.id && gap {
 		upTo = 0 // knows a former link, or none, and has nothing of this one yet
-	} else if id != l.id || upTo > l.sent {
+	} else if id != l.id || upTo > l.sent || l.ended != nil {
 		l.mu.Unlock()
 		return
 	}

@@ -20,7 +20,7 @@ var rooms = map[string][]string{
 	"persistence":        {""},
 	"persistence/pebble": {"", "persistence"},
 	"persistence/scylla": {"", "persistence"},
-	"bridge":             {"", "persistence"},
+	"bridge":             {""},
 	"hooks":              {"", "broker/config"},
 
 	// The parts of the broker do not know the whole.

@@ -131,6 +131,16 @@ func (s *Server) Do(command string) string {
 	return line
 }
 
+// Text sends one inline command and returns what came back at once.
+func (s *Server) Text(command string) string {
+	s.tb.Helper()
+	reply, err := s.do(command)
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	return reply
+}
+
 func (s *Server) do(command string) (string, error) {
 	conn, err := net.DialTimeout("tcp", s.Addr, 2*time.Second)
 	if err != nil {
@@ -206,12 +216,18 @@ func tail(s string) string {
 	return lines[len(lines)-1]
 }
 
+// freePort finds a port that leaves room for the bus of a Redis Cluster, which is
+// 10,000 above.
 func freePort(tb testing.TB) int {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		defer l.Close() // not before another is found
+		if port := l.Addr().(*net.TCPAddr).Port; port <= 65535-10000 {
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
