@@ -224,6 +224,7 @@ func (m *Model) end(s *session) {
 		}
 		for _, r := range s.unacked {
 			if r.from == g {
+				r.must = r.must && r.expires > m.now // it may have expired meanwhile
 				g.due = append(g.due, r.item)
 			}
 		}
