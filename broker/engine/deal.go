@@ -245,6 +245,11 @@ func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 					grant = g.members[i].g
 				}
 				g.mu.Unlock()
+				if grant.QoS == 0 { // it was begun at more, before the subscription changed
+					g := *grant
+					g.QoS = 2
+					grant = &g
+				}
 			}
 			e.worker(c).call(func(w *listen.Worker) {
 				e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Restore(s.PacketID, m, grant, env, fx) })
