@@ -20,16 +20,21 @@ func (m *Model) Receive(client string, d Delivery, dup bool) error {
 		return fmt.Errorf("%s received DUP with %v", client, d)
 	}
 	// Its own first, then what it may get as a member.
-	for i, it := range s.due {
-		if m.is(s, it, d) && (it.begun || !dup) {
-			rest := m.inOrder(s.due, i)
-			if rest == nil {
-				return fmt.Errorf("%s received %v before what was published earlier: %v", client, d, m.Missing())
-			}
-			s.due = rest
-			s.received(it, nil, d)
-			return nil
+	// What looks the same is what must arrive rather than what may.
+	fits := func(it *item) bool { return m.is(s, it, d) && (it.begun || !dup) }
+	i := slices.IndexFunc(s.due, func(it *item) bool { return it.must && fits(it) })
+	if i < 0 {
+		i = slices.IndexFunc(s.due, fits)
+	}
+	if i >= 0 {
+		it := s.due[i]
+		rest := m.inOrder(s.due, i)
+		if rest == nil {
+			return fmt.Errorf("%s received %v before what was published earlier: %v", client, d, m.Missing())
 		}
+		s.due = rest
+		s.received(it, nil, d)
+		return nil
 	}
 	for _, g := range m.groups {
 		mem := g.members[s]
