@@ -33,6 +33,9 @@ type Options struct {
 	Heap int
 	// Dir keeps data and logs. Empty is a folder that Stop removes.
 	Dir string
+	// Durable has nodes answer a write when it is on disk, as a test wants that
+	// kills them.
+	Durable bool
 	// Password: clients have to log in (cassandra, cassandra).
 	Password bool
 	// Port is where CQL is spoken; 0 is a free one.
