@@ -41,14 +41,20 @@ func (m *Model) Receive(client string, d Delivery, dup bool) error {
 		if mem == nil {
 			continue
 		}
-		for i, it := range g.due {
+		fits := func(it *item) bool {
 			mine := *it
 			mine.grant, mine.ids = mem.Subscription, identifiers(mem.Subscription)
-			if m.is(s, &mine, d) && (it.begun || !dup) {
-				g.due = slices.Delete(g.due, i, i+1)
-				s.received(it, g, d)
-				return nil
-			}
+			return m.is(s, &mine, d) && (it.begun || !dup)
+		}
+		i := slices.IndexFunc(g.due, func(it *item) bool { return it.must && fits(it) })
+		if i < 0 {
+			i = slices.IndexFunc(g.due, fits)
+		}
+		if i >= 0 {
+			it := g.due[i]
+			g.due = slices.Delete(g.due, i, i+1)
+			s.received(it, g, d)
+			return nil
 		}
 	}
 	// What was not acknowledged comes again when the client comes back, with
