@@ -19,6 +19,14 @@ func (m *Model) Receive(client string, d Delivery, dup bool) error {
 	if dup && d.QoS == 0 { // [MQTT-3.3.1-2]
 		return fmt.Errorf("%s received DUP with %v", client, d)
 	}
+	// What was not acknowledged comes again when the client comes back, with
+	// DUP [MQTT-3.3.1-1], [MQTT-4.4.0-1].
+	for _, r := range s.unacked {
+		if dup && r.conn != s.conn && r.Topic == d.Topic && r.Payload == d.Payload && d.QoS == 1 {
+			r.conn = s.conn
+			return nil
+		}
+	}
 	// Its own first, then what it may get as a member.
 	// What looks the same is what must arrive rather than what may.
 	fits := func(it *item) bool { return m.is(s, it, d) && (it.begun || !dup) }
@@ -54,14 +62,6 @@ func (m *Model) Receive(client string, d Delivery, dup bool) error {
 			it := g.due[i]
 			g.due = slices.Delete(g.due, i, i+1)
 			s.received(it, g, d)
-			return nil
-		}
-	}
-	// What was not acknowledged comes again when the client comes back, with
-	// DUP [MQTT-3.3.1-1], [MQTT-4.4.0-1].
-	for _, r := range s.unacked {
-		if dup && r.conn != s.conn && r.Topic == d.Topic && r.Payload == d.Payload && d.QoS == 1 {
-			r.conn = s.conn
 			return nil
 		}
 	}
