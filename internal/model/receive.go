@@ -27,42 +27,35 @@ func (m *Model) Receive(client string, d Delivery, dup bool) error {
 			return nil
 		}
 	}
-	// Its own first, then what it may get as a member.
-	// What looks the same is what must arrive rather than what may.
-	fits := func(it *item) bool { return m.is(s, it, d) && (it.begun || !dup) }
-	i := slices.IndexFunc(s.due, func(it *item) bool { return it.must && fits(it) })
-	if i < 0 {
-		i = slices.IndexFunc(s.due, fits)
-	}
-	if i >= 0 {
-		it := s.due[i]
-		rest := m.inOrder(s.due, i)
-		if rest == nil {
-			return fmt.Errorf("%s received %v before what was published earlier: %v", client, d, m.Missing())
-		}
-		s.due = rest
-		s.received(it, nil, d)
-		return nil
-	}
-	for _, g := range m.groups {
-		mem := g.members[s]
-		if mem == nil {
-			continue
-		}
-		fits := func(it *item) bool {
-			mine := *it
-			mine.grant, mine.ids = mem.Subscription, identifiers(mem.Subscription)
-			return m.is(s, &mine, d) && (it.begun || !dup)
-		}
-		i := slices.IndexFunc(g.due, func(it *item) bool { return it.must && fits(it) })
-		if i < 0 {
-			i = slices.IndexFunc(g.due, fits)
-		}
-		if i >= 0 {
-			it := g.due[i]
-			g.due = slices.Delete(g.due, i, i+1)
-			s.received(it, g, d)
+	// What looks the same is what must arrive rather than what may, and its own
+	// rather than what it may get as a member.
+	for _, must := range []bool{true, false} {
+		fits := func(it *item) bool { return it.must == must && m.is(s, it, d) && (it.begun || !dup) }
+		if i := slices.IndexFunc(s.due, fits); i >= 0 {
+			it := s.due[i]
+			rest := m.inOrder(s.due, i)
+			if rest == nil {
+				return fmt.Errorf("%s received %v before what was published earlier: %v", client, d, m.Missing())
+			}
+			s.due = rest
+			s.received(it, nil, d)
 			return nil
+		}
+		for _, g := range m.groups {
+			mem := g.members[s]
+			if mem == nil {
+				continue
+			}
+			if i := slices.IndexFunc(g.due, func(it *item) bool {
+				mine := *it
+				mine.grant, mine.ids = mem.Subscription, identifiers(mem.Subscription)
+				return fits(&mine)
+			}); i >= 0 {
+				it := g.due[i]
+				g.due = slices.Delete(g.due, i, i+1)
+				s.received(it, g, d)
+				return nil
+			}
 		}
 	}
 	return fmt.Errorf("%s received %v (DUP %v), which is not due, or not so: due is %v", client, d, dup, m.similar(s, d))
