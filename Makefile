@@ -12,7 +12,7 @@ FUZZTIME ?= 20000x
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-tools test-go bench soak fuzz lint clean test-cql cassandra
+.PHONY: help build run test test-tools test-go bench soak fuzz lint clean test-cql cassandra bench-store
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ test-go:
 bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.json
 	./internal/bench/install-peers.sh
 	./bin/herald bench --all --json bench.json
+
+# The embedded store's figures first, then the shared one's and its share of what
+# the bare driver writes.
+bench-store: test-cql ## compare the stores with each other and with the bare driver
+	$(GO) test -run '^$$' -bench 'Store' -benchtime 2s ./persistence/pebble
+	$(GO) test -run '^$$' -bench 'Store' -benchtime 2s ./persistence/scylla
+	$(GO) test -run '^$$' -bench 'AgainstBare' -benchtime 3x ./persistence/scylla
 
 cassandra: test-cql ## run Apache Cassandra on 127.0.0.1 and on (N=3 nodes, port 9042)
 	$(GO) run ./internal/cassandra/run -n $(or $(N),1)
