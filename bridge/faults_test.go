@@ -340,6 +340,8 @@ func TestWhatRedisLostIsSentAgain(t *testing.T) {
 		"one entry lost": func(r *redistest.Server) {
 			r.Do("XTRIM herald:{2}:in MAXLEN = 3")
 		},
+		// Nothing follows that would show it.
+		"the newest entries lost": func(r *redistest.Server) { r.Do("XTRIM herald:{2}:in MAXLEN = 0") },
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
@@ -419,4 +421,28 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// After a loss, Redis's clock may be behind what was read before.
+func TestRedisComesBackWithAnEarlierClock(t *testing.T) {
+	t.Parallel()
+	r := redistest.Start(t)
+	nodes := cluster(t, r, 2)
+	for _, key := range []string{"herald:{1}:in", "herald:{2}:in", "herald:routes"} {
+		r.Do("XADD " + key + " 99999999999999-0 e x")
+	}
+	s := newSender(nodes[0], nodes[1])
+	for range 2 {
+		s.send()
+		s.settledWith(t, nodes[1])
+		position, err := nodes[0].Announce(Change{Add: []string{"a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nodes[0].Settled(within(t, 5*time.Second), position); err != nil {
+			t.Fatal(err)
+		}
+		r.RestartEmpty()
+		eventually(t, "available", func() bool { return nodes[0].Available() && nodes[1].Available() })
+	}
 }

@@ -141,6 +141,49 @@ func TestAJoinerCatchesUp(t *testing.T) {
 	if n := nodes[0].Stats().Snapshots; n != 1 {
 		t.Errorf("%d snapshots", n)
 	}
+	joiner.owner.mu.Lock() // Apply waits for this
+	p, err := nodes[0].Announce(Change{Add: []string{"last"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[0].Settled(within(t, 200*time.Millisecond), p); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("settled before the joiner has it: %v", err)
+	}
+	joiner.owner.mu.Unlock()
+	if err := nodes[0].Settled(within(t, 5*time.Second), p); err != nil {
+		t.Error(err)
+	}
+}
+
+// Announcements that Redis lost before a peer read them are made again, in
+// order, with their events, as long as the log has them.
+func TestLostAnnouncementsAreMadeAgain(t *testing.T) {
+	t.Parallel()
+	r := redistest.Start(t)
+	nodes := cluster(t, r, 2)
+	nodes[1].owner.mu.Lock() // Apply waits for this
+	const count = 200        // more than one read brings
+	var position Position
+	for i := range count {
+		p, err := nodes[0].Announce(Change{Events: [][]byte{fmt.Appendf(nil, "%06d", i)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nodes[0].Flush(within(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		position = p
+	}
+	r.Do("XTRIM herald:routes MAXLEN = 3")
+	nodes[1].owner.mu.Unlock()
+	if err := nodes[0].Settled(within(t, 5*time.Second), position); err != nil {
+		t.Fatal(err)
+	}
+	nodes[1].mu2(func(o *owner) {
+		if got := o.events[1]; len(got) != count || !slices.IsSorted(got) {
+			t.Errorf("%d events of %d", len(got), count)
+		}
+	})
 }
 
 // Whatever happens to Redis between and during announcements, everybody ends up
