@@ -213,7 +213,7 @@ func (c *client) carry(n int) {
 		case s.disconnect:
 			c.quit = c.w.now()
 			will, store := c.armed, c.w.store
-			c.conn.bring(input{disconnect: true, after: func() {
+			c.conn.bring(input{disconnect: &leave{}, after: func() {
 				if will != nil && store.Health() == nil {
 					will.forbidden = "its client has disconnected"
 				}

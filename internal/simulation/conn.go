@@ -45,9 +45,16 @@ type input struct {
 	data        []byte // data packets, or:
 	subscribe   *wire.Subscribe
 	unsubscribe *wire.Unsubscribe
-	disconnect  bool
+	disconnect  *leave
 	timeout     bool   // the keepalive has passed
 	after       func() // is called when the engine has taken it; may be nil
+}
+
+// leave is a DISCONNECT.
+type leave struct {
+	reason    byte
+	expiry    uint32
+	hasExpiry bool
 }
 
 var _ engine.Conn = (*conn)(nil)
@@ -141,8 +148,8 @@ func (c *conn) run() {
 			c.e.Subscribe(c, in.subscribe)
 		case in.unsubscribe != nil:
 			c.e.Unsubscribe(c, in.unsubscribe)
-		case in.disconnect:
-			_ = c.e.Disconnected(c, 0, 0, false)
+		case in.disconnect != nil:
+			_ = c.e.Disconnected(c, in.disconnect.reason, in.disconnect.expiry, in.disconnect.hasExpiry)
 			c.Shutdown()
 		case in.timeout:
 			c.e.Timeout(c, c.w)
