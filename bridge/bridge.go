@@ -46,7 +46,8 @@ type Peer struct {
 // Handler is who has the bridge. Receive and Gap come from one goroutine, Apply
 // and Replace from another, Lost from a third. Each may block, which holds up
 // only its own kind: while Receive blocks, senders fill their buffers and then
-// are refused.
+// are refused. All may call the bridge, but not wait in it (Settled, Ready,
+// Flush, Close): what these wait for comes through the same goroutines.
 type Handler interface {
 	// Receive gets frames of one peer, in the order in which they were appended,
 	// each once. The frames are the callee's to keep, the slice of them is not.
@@ -253,7 +254,8 @@ func Open(ctx context.Context, opts Options) (*Bridge, error) {
 }
 
 // Close stops everything. Frames that somebody waits for are reported with
-// [herald.ErrClosed]; [Bridge.Flush] first, to leave none.
+// [herald.ErrClosed]; [Bridge.Flush] first, to leave none. It returns when the
+// Handler's methods have returned.
 func (b *Bridge) Close() error {
 	b.mu.Lock()
 	if b.closed {

@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -184,4 +185,30 @@ func TestRedisCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// A Sentinel makes the replica the master; it may lack the newest writes.
+func TestSentinelFailover(t *testing.T) {
+	t.Parallel()
+	master := redistest.Start(t, "--repl-diskless-sync-delay", "0")
+	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.Port()))
+	eventually(t, "the replica follows", func() bool {
+		return strings.Contains(replica.Text("INFO replication"), "master_link_status:up")
+	})
+	sentinel := redistest.Sentinel(t, "m", master) // looks for replicas when it starts
+	eventually(t, "the sentinel knows the replica", func() bool {
+		return strings.HasPrefix(sentinel.Text("SENTINEL REPLICAS m"), "*1")
+	})
+	nodes := cluster(t, sentinel, 2, func(o *Options) { o.URL += "?master=m" })
+	s := newSender(nodes[0], nodes[1])
+	stop := traffic(s)
+	eventually(t, "traffic", func() bool { return nodes[1].count(1) > 200 })
+	master.Kill()
+	began := time.Now()
+	eventually(t, "the owner is told", func() bool { return len(nodes[1].losses()) > 0 && nodes[0].Available() })
+	t.Logf("served again after %v: %+v", time.Since(began), nodes[0].Stats())
+	before := nodes[1].count(1)
+	eventually(t, "traffic over the new master", func() bool { return nodes[1].count(1) > before+200 })
+	stop()
+	s.settledWith(t, nodes[1])
 }

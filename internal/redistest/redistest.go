@@ -27,6 +27,7 @@ type Server struct {
 	dir  string
 	port int
 	args []string
+	conf string // of a Sentinel
 	cmd  *exec.Cmd
 	gone chan struct{} // closed when the process has ended
 }
@@ -40,6 +41,28 @@ func Start(tb testing.TB, args ...string) *Server {
 		tb.Fatal("redis-server is missing: make test-tools installs it")
 	}
 	s := &Server{tb: tb, dir: tb.TempDir(), args: args}
+	s.start()
+	return s
+}
+
+// Sentinel runs a Sentinel that watches master under the given name, and alone
+// decides that it is down after half a second.
+func Sentinel(tb testing.TB, name string, master *Server) *Server {
+	tb.Helper()
+	s := &Server{tb: tb, dir: tb.TempDir()}
+	s.conf = filepath.Join(s.dir, "sentinel.conf")
+	conf := fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d 1\nsentinel down-after-milliseconds %s 500\n"+
+		"sentinel failover-timeout %s 2000\n", name, master.port, name, name)
+	if err := os.WriteFile(s.conf, []byte(conf), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	s.start()
+	return s
+}
+
+func (s *Server) start() {
+	tb := s.tb
+	tb.Helper()
 	tb.Cleanup(s.Kill)
 	// Another process may take the port before the server has it.
 	for try := 0; ; try++ {
@@ -47,7 +70,7 @@ func Start(tb testing.TB, args ...string) *Server {
 		s.Addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port))
 		err := s.launch()
 		if err == nil {
-			return s
+			return
 		}
 		if try == 4 {
 			tb.Fatal(err)
@@ -160,10 +183,13 @@ func (s *Server) do(command string) (string, error) {
 
 // launch starts the process and waits until it has loaded its data.
 func (s *Server) launch() error {
-	args := append([]string{
-		"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir,
-		"--save", "", "--appendonly", "no", "--logfile", filepath.Join(s.dir, "log"),
-	}, s.args...)
+	args := []string{"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1",
+		"--dir", s.dir, "--logfile", filepath.Join(s.dir, "log")}
+	if s.conf != "" {
+		args = append([]string{s.conf, "--sentinel"}, args...)
+	} else {
+		args = append(append(args, "--save", "", "--appendonly", "no"), s.args...)
+	}
 	cmd := exec.Command("redis-server", args...)
 	gone := make(chan struct{})
 	started := make(chan error, 1)
@@ -207,6 +233,9 @@ func (s *Server) launch() error {
 // ours tells whether who answers is our process and not somebody else who was
 // quicker to take the port.
 func (s *Server) ours() bool {
+	if s.conf != "" {
+		return strings.HasPrefix(s.Text("SENTINEL MASTERS"), "*1")
+	}
 	reply, err := s.do("CONFIG GET dir")
 	return err == nil && strings.Contains(reply, s.dir)
 }
