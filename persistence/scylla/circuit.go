@@ -142,9 +142,9 @@ func (s *Store) keep() {
 				s.exec.wake()
 			}
 			s.line.pass(s.circuit.reason() != nil, mono()-int64(s.opts.GiveUp))
-			every := int64(s.opts.Patience)
+			every := int64(time.Second)
 			if s.circuit.reason() != nil {
-				every /= 4
+				every = int64(s.opts.Patience) / 4
 			}
 			// While nothing is committed this is also what notices that the
 			// database has gone.

@@ -53,12 +53,28 @@ func (o *Options) cluster(keyspace string) *gocql.ClusterConfig {
 	return c
 }
 
+var errNoKeyspace = errors.New("no such keyspace")
+
 // connect opens a session of the driver. Errors say in one line what an operator
 // has to look at.
 func (o *Options) connect(keyspace string) (gocqlx.Session, error) {
 	s, err := gocqlx.WrapSession(gocql.NewSession(*o.cluster(keyspace)))
 	if err == nil {
 		return s, nil
+	}
+	if keyspace != "" {
+		// The driver says the same when there is no keyspace and when there is no
+		// server.
+		if plain, perr := gocqlx.WrapSession(gocql.NewSession(*o.cluster(""))); perr == nil {
+			defer plain.Close()
+			var n int
+			q := plain.Query("SELECT COUNT(*) FROM system_schema.keyspaces WHERE keyspace_name = ?", nil).Bind(strings.ToLower(keyspace))
+			if q.Consistency(gocql.One).Scan(&n) == nil && n == 0 {
+				err = errNoKeyspace
+			}
+		} else {
+			err = perr
+		}
 	}
 	where := strings.Join(o.Hosts, ", ") + ", port " + strconv.Itoa(o.Port)
 	text := strings.ReplaceAll(err.Error(), "\n", " ")
@@ -67,7 +83,7 @@ func (o *Options) connect(keyspace string) (gocqlx.Session, error) {
 		return s, fmt.Errorf("%w: store.scylla.hosts: none given", herald.ErrUnavailable)
 	case strings.Contains(text, "Provided username") || strings.Contains(text, "authentication") || strings.Contains(text, "Authentication") || strings.Contains(text, "password"):
 		return s, fmt.Errorf("%w: store.scylla.username, password: refused by %s", herald.ErrUnavailable, where)
-	case keyspace != "" && (strings.Contains(text, "does not exist") || strings.Contains(text, "eyspace")):
+	case errors.Is(err, errNoKeyspace):
 		return s, fmt.Errorf("%w: store.scylla.keyspace: there is no %q on %s (herald schema apply creates it)", herald.ErrUnavailable, keyspace, where)
 	}
 	var dns *net.DNSError

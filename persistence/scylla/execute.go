@@ -262,17 +262,26 @@ func (x *executor) again(p *pack, broken bool) bool {
 }
 
 // pause waits until the next attempt makes sense; false: there will be none.
-func (x *executor) pause(tries int) bool {
+func (x *executor) pause(tries int) bool { return x.pauseFor(tries, 1<<62, nil) }
+
+// pauseFor is pause, for no longer than most or until stop is closed.
+func (x *executor) pauseFor(tries int, most time.Duration, stop <-chan struct{}) bool {
 	end := x.s.ctx.Done()
+	limit := time.NewTimer(most)
+	defer limit.Stop()
 	if back := x.s.circuit.wait(); back != nil {
 		select {
 		case <-back:
 		case <-end:
+		case <-limit.C:
+		case <-stop:
 		}
 	} else {
 		select {
 		case <-time.After(min(20*time.Millisecond<<min(tries, 5), 500*time.Millisecond)):
 		case <-end:
+		case <-limit.C:
+		case <-stop:
 		}
 	}
 	return x.s.ctx.Err() == nil

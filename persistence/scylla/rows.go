@@ -3,12 +3,14 @@ package scylla
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/gocql/gocql"
 )
 
 // retry has f called again while it makes sense: it is a read, so it may be
-// repeated, and a server that has just gone is not there the next time.
+// repeated. What has begun goes on through a short outage, for as long as
+// Options.GiveUp.
 func (s *Store) retry(ctx context.Context, f func() error) error {
 	began := mono()
 	for tries := 0; ; tries++ {
@@ -20,11 +22,11 @@ func (s *Store) retry(ctx context.Context, f func() error) error {
 		if errors.Is(err, gocql.ErrNotFound) || ctx.Err() != nil || lasting(err) {
 			return err
 		}
-		if reason := s.circuit.reason(); reason != nil {
-			return reason
+		if s.circuit.reason() == nil {
+			s.circuit.failed()
 		}
-		s.circuit.failed()
-		if mono()-began > int64(s.opts.GiveUp) || !s.exec.pause(tries) {
+		left := s.opts.GiveUp - time.Duration(mono()-began)
+		if left <= 0 || !s.exec.pauseFor(tries, left, ctx.Done()) {
 			return err
 		}
 	}

@@ -18,8 +18,8 @@ import (
 // that have it.
 const (
 	scanRanges = 256
-	scanAtOnce = 8
-	scanPage   = 2000
+	scanAtOnce = 4
+	scanPage   = 1000
 )
 
 // ranges has f called for each range of tokens.

@@ -46,6 +46,7 @@ func ApplySchema(ctx context.Context, o Options) (Status, error) {
 	if !keyspaceName.MatchString(o.Keyspace) {
 		return st, fmt.Errorf("store.scylla.keyspace: %q is not a name of a keyspace", o.Keyspace)
 	}
+	o.Timeout = max(o.Timeout, 30*time.Second) // changing a schema takes its time
 	s, err := o.connect("")
 	if err != nil {
 		return st, err

@@ -79,7 +79,9 @@ func logger(t testing.TB) *zap.Logger {
 }
 
 func drop(t testing.TB, o Options) {
-	s, err := o.withDefaults0().connect("")
+	o.Timeout = time.Minute
+	o = o.withDefaults()
+	s, err := o.connect("")
 	if err != nil {
 		t.Logf("drop keyspace: %v", err)
 		return
@@ -90,10 +92,6 @@ func drop(t testing.TB, o Options) {
 	}
 }
 
-func (o Options) withDefaults0() *Options {
-	o = o.withDefaults()
-	return &o
-}
 
 func mustOpen(t testing.TB, o Options) *Store {
 	t.Helper()
@@ -107,7 +105,8 @@ func mustOpen(t testing.TB, o Options) *Store {
 // empty removes what earlier tests have left in a keyspace.
 func empty(t testing.TB, o Options) {
 	t.Helper()
-	s, err := o.withDefaults0().connect(o.Keyspace)
+	o = o.withDefaults()
+	s, err := o.connect(o.Keyspace)
 	if err != nil {
 		t.Fatal(err)
 	}

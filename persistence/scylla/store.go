@@ -80,7 +80,8 @@ type Options struct {
 	// ConnectTimeout is for a connection. Default 2 s.
 	ConnectTimeout time.Duration
 	// Patience is how long nothing may succeed, while something is asked, before
-	// the store says that it is not healthy and refuses work. Default 1 s.
+	// the store says that it is not healthy and refuses work. Default 2 s: a
+	// server that collects garbage comes back sooner.
 	Patience time.Duration
 	// SplitAfter is how many entries go into a coarse bucket of an inbox before
 	// fine ones are used. Default 20,000.
@@ -120,7 +121,7 @@ func (o Options) withDefaults() Options {
 	wait(&o.Timeout, 4*time.Second)
 	wait(&o.GiveUp, 8*time.Second)
 	wait(&o.ConnectTimeout, 2*time.Second)
-	wait(&o.Patience, time.Second)
+	wait(&o.Patience, 2*time.Second)
 	wait(&o.CountEvery, 10*time.Second)
 	wait(&o.CacheTTL, time.Second)
 	if o.Logger == nil {
