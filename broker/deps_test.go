@@ -18,6 +18,7 @@ const module = "github.com/herald-mqtt/herald"
 var rooms = map[string][]string{
 	"":                   {},
 	"persistence":        {""},
+	"persistence/record": {"", "persistence"},
 	"persistence/pebble": {"", "persistence"},
 	"persistence/scylla": {"", "persistence"},
 	"bridge":             {""},

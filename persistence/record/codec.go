@@ -1,6 +1,13 @@
-// Package record is how stores encode what they keep: messages, entries of
-// inboxes, rows and whole batches, each row behind a version byte. A Decoder
-// takes them apart again and trusts nothing.
+// Package record is what stores share below their contract: the bytes of what
+// they keep (FORMAT.md draws them), and how a walk over sorted topics skips what
+// a filter cannot match ([Seek]).
+//
+// The append functions encode. They stand on the path of every commit: they keep
+// nothing of what they are given, and allocate nothing where the slice has room.
+// A [Decoder] takes the bytes apart again and trusts none of them.
+//
+// Nothing here has state of its own; different goroutines may use it at once, on
+// slices of their own.
 package record
 
 import (
@@ -11,7 +18,7 @@ import (
 	"github.com/herald-mqtt/herald/persistence"
 )
 
-// Flags of an encoded message. FORMAT.md of persistence/pebble draws it.
+// Flags of an encoded message. FORMAT.md draws it.
 const (
 	msgQoS       = 0x03
 	msgRetain    = 0x04
@@ -68,6 +75,7 @@ func AppendMessage(b []byte, m, before *herald.Message) []byte {
 	return append(b, m.Payload...)
 }
 
+// appendHow encodes how a message goes to one session.
 func AppendHow(b []byte, qos byte, retain bool, ids []uint32) []byte {
 	f := qos & howQoS
 	if retain {
@@ -103,7 +111,12 @@ const (
 	tagDelete
 )
 
-// AppendBatch encodes bt behind b.
+// AppendBatch encodes bt behind b. How long the batch is stands nowhere: batches
+// may follow each other, and a [Decoder] takes them one by one.
+//
+// A store may do this under the lock that orders its commits: a message of 64
+// bytes in a run of 200 to one topic costs 7 to 15 ns and no allocation
+// (BenchmarkAppendBatch, TestAppendAllocatesNothing).
 func AppendBatch(b []byte, bt *persistence.Batch) []byte {
 	b = section(b, tagSpread, len(bt.Spreads))
 	for i := range bt.Spreads {
@@ -161,6 +174,7 @@ func appendSpread(b []byte, sp *persistence.Spread) []byte {
 }
 
 // AppendMark encodes a mark: low, count, and the distances from one to the next.
+// It writes no version. above rises, and all of it is above low.
 func AppendMark(b []byte, low herald.ID, above []herald.ID) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(low))
 	b = binary.AppendUvarint(b, uint64(len(above)))
@@ -173,12 +187,16 @@ func AppendMark(b []byte, low herald.ID, above []herald.ID) []byte {
 }
 
 // Decoder reads what the append functions wrote. The first thing that does not
-// fit sets err; from then on it returns zero values.
+// fit sets Err; from then on it returns zero values, so a caller reads everything
+// it wants and looks at Err once. It never panics, allocates no more than a small
+// multiple of what it is given, and returns nothing that points into it.
 type Decoder struct {
 	B   []byte // what is left
 	Err error  // wraps herald.ErrCorrupt
 }
 
+// Fail is for a caller who has read something that cannot be: it sets Err, unless
+// an earlier failure has.
 func (d *Decoder) Fail(what string) {
 	if d.Err == nil {
 		d.Err = fmt.Errorf("%w: %s", herald.ErrCorrupt, what)
@@ -186,6 +204,7 @@ func (d *Decoder) Fail(what string) {
 	d.B = nil
 }
 
+// Byte reads a number of one byte.
 func (d *Decoder) Byte() byte {
 	if len(d.B) < 1 {
 		d.Fail("record too short")
@@ -196,6 +215,7 @@ func (d *Decoder) Byte() byte {
 	return v
 }
 
+// Uint16 reads a number of two bytes, big endian.
 func (d *Decoder) Uint16() uint16 {
 	if len(d.B) < 2 {
 		d.Fail("record too short")
@@ -206,6 +226,7 @@ func (d *Decoder) Uint16() uint16 {
 	return v
 }
 
+// Uint64 reads a number of eight bytes, big endian.
 func (d *Decoder) Uint64() uint64 {
 	if len(d.B) < 8 {
 		d.Fail("record too short")
@@ -261,8 +282,7 @@ func (d *Decoder) Bytes() []byte {
 
 func (d *Decoder) String() string { return string(d.Bytes()) }
 
-// message decodes into m; nothing in m points into the input. before is as for
-// AppendMessage.
+// Message decodes into m, which is zero. before is as for AppendMessage.
 func (d *Decoder) Message(m, before *herald.Message) {
 	f := d.Byte()
 	m.QoS = f & msgQoS
@@ -312,6 +332,7 @@ func (d *Decoder) How() (qos byte, retain bool, ids []uint32) {
 	return f & howQoS, f&howRetain != 0, ids
 }
 
+// Mark decodes what AppendMark wrote.
 func (d *Decoder) Mark() (low herald.ID, above []herald.ID) {
 	low = herald.ID(d.Uint64())
 	n := d.Count(1)
@@ -326,7 +347,8 @@ func (d *Decoder) Mark() (low herald.ID, above []herald.ID) {
 	return low, above
 }
 
-// batch decodes one batch, up to its end.
+// Batch decodes one batch, up to its end, and leaves what stands behind it. Where
+// Err is set, what it returns is of no use.
 func (d *Decoder) Batch() *persistence.Batch {
 	bt := new(persistence.Batch)
 	for d.Err == nil {

@@ -73,12 +73,14 @@ func AppendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
+// Version reads the version that begins a row. There is only one yet.
 func (d *Decoder) Version() {
 	if v := d.Byte(); v != V1 && d.Err == nil {
 		d.Fail("unknown version of a row")
 	}
 }
 
+// AppendSession encodes a row, its version included.
 func AppendSession(b []byte, s *persistence.Session) []byte {
 	b = append(b, V1)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.ID))
@@ -91,6 +93,7 @@ func AppendSession(b []byte, s *persistence.Session) []byte {
 	return binary.AppendVarint(b, s.Disconnected)
 }
 
+// Session decodes what AppendSession wrote.
 func (d *Decoder) Session() (s persistence.Session) {
 	d.Version()
 	s.ID = herald.SessionID(d.Uint64())
@@ -115,7 +118,8 @@ const (
 	subRetained          = 0x80 // retained messages are still to be sent
 )
 
-// AppendSubscription encodes everything but the filter, which is in the key.
+// AppendSubscription encodes a row, its version included: everything but the
+// filter, which is in the key.
 func AppendSubscription(b []byte, s *persistence.Subscription) []byte {
 	f := s.QoS&subQoS | s.RetainHandling<<4&subRetainHandling
 	if s.NoLocal {
@@ -141,6 +145,7 @@ func AppendSubscription(b []byte, s *persistence.Subscription) []byte {
 	return b
 }
 
+// Subscription decodes what AppendSubscription wrote; the filter is left empty.
 func (d *Decoder) Subscription() (s persistence.Subscription) {
 	d.Version()
 	f := d.Byte()
@@ -158,6 +163,7 @@ func (d *Decoder) Subscription() (s persistence.Subscription) {
 	return s
 }
 
+// AppendWill encodes a row, its version included.
 func AppendWill(b []byte, w *persistence.Will) []byte {
 	b = append(b, V1)
 	b = binary.BigEndian.AppendUint64(b, uint64(w.Session))
@@ -167,6 +173,7 @@ func AppendWill(b []byte, w *persistence.Will) []byte {
 	return AppendMessage(b, &w.Message, nil)
 }
 
+// Will decodes what AppendWill wrote.
 func (d *Decoder) Will() (w persistence.Will) {
 	d.Version()
 	w.Session = herald.SessionID(d.Uint64())
@@ -175,4 +182,14 @@ func (d *Decoder) Will() (w persistence.Will) {
 	w.Due = d.Varint()
 	d.Message(&w.Message, nil)
 	return w
+}
+
+// DecodeMessage decodes a row that is V1 and what AppendMessage wrote, with
+// nothing before it. Its error wraps herald.ErrCorrupt.
+func DecodeMessage(row []byte) (*herald.Message, error) {
+	d := Decoder{B: row}
+	d.Version()
+	m := new(herald.Message)
+	d.Message(m, nil)
+	return m, d.Err
 }

@@ -2,8 +2,8 @@ package record
 
 import "strings"
 
-// Literal is what every topic that matches filter begins with; the parent level
-// of a "#" has no "/" at its end.
+// Literal is what every topic that matches filter begins with, and so where a walk
+// begins; the parent level of a "#" has no "/" at its end.
 func Literal(filter string) string {
 	at := strings.IndexAny(filter, "+#")
 	if at < 0 {
@@ -15,9 +15,10 @@ func Literal(filter string) string {
 	return filter[:at]
 }
 
-// Seek tells whether topic matches the filter's levels f and, if not, the
-// smallest string behind topic at which a topic that does could stand; "" if
-// there can be none. It is what makes a scan skip subtrees.
+// Seek tells whether topic, which is not empty, matches the filter's levels f and,
+// if not, the smallest string behind topic, byte by byte, at which a topic that
+// does could stand; "" if there can be none. It is what makes a walk over sorted
+// topics skip subtrees.
 func Seek(f []string, topic string) (matches bool, next string) {
 	if topic[0] == '$' && (f[0] == "+" || f[0] == "#") {
 		return false, "%" // the byte behind '$' [MQTT-4.7.2-1]
@@ -54,7 +55,7 @@ func Seek(f []string, topic string) (matches bool, next string) {
 }
 
 // within is the smallest string behind topic under prefix at which a topic that
-// matches f, which begins with a Literal level, could stand; "" if none can.
+// matches f, which begins with a literal level, could stand; "" if none can.
 func within(f []string, topic, prefix string) string {
 	exact := prefix + f[0]
 	if (len(f) == 1 || f[1] == "#") && exact > topic {
