@@ -7,6 +7,7 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // applier turns batches into changes of tails and of Pebble: those of the
@@ -87,7 +88,7 @@ func (a *applier) applyRows(b *persistence.Batch) error {
 			a.delete(a.key)
 			continue
 		}
-		a.val = binary.BigEndian.AppendUint64(append(a.val[:0], rowV1), uint64(h.ID))
+		a.val = binary.BigEndian.AppendUint64(append(a.val[:0], record.V1), uint64(h.ID))
 		a.set(a.key, a.val)
 	}
 	for _, t := range b.Sent {
@@ -98,7 +99,7 @@ func (a *applier) applyRows(b *persistence.Batch) error {
 	for i := range b.Marks {
 		m := &b.Marks[i]
 		a.key = windowKey(a.key[:0], m.Session, partMark)
-		a.val = appendMark(append(a.val[:0], rowV1), m.Low, m.Above)
+		a.val = record.AppendMark(append(a.val[:0], record.V1), m.Low, m.Above)
 		a.set(a.key, a.val)
 	}
 	for i := range b.Sessions {
@@ -109,7 +110,7 @@ func (a *applier) applyRows(b *persistence.Batch) error {
 	for i := range b.Subscribe {
 		sub := &b.Subscribe[i]
 		a.key = subscriptionKey(a.key[:0], sub.Session, sub.Filter)
-		a.val = appendSubscription(a.val[:0], &sub.Subscription)
+		a.val = record.AppendSubscription(a.val[:0], &sub.Subscription)
 		a.set(a.key, a.val)
 	}
 	for _, f := range b.Unsubscribe {
@@ -205,7 +206,7 @@ func (a *applier) session(row *persistence.Session) error {
 	if err := a.unindexSession(row); err != nil {
 		return err
 	}
-	a.val = appendSession(a.val[:0], row)
+	a.val = record.AppendSession(a.val[:0], row)
 	a.setRow(a.key, a.val)
 	name := append([]byte{byte(row.Kind)}, row.Name...)
 	a.set(key1(nil, kSessionID, uint64(row.ID)), name)
@@ -222,10 +223,10 @@ func (a *applier) unindexSession(next *persistence.Session) error {
 	if err != nil || !ok {
 		return err
 	}
-	d := decoder{b: v}
-	old := d.session()
-	if d.err != nil {
-		return d.err
+	d := record.Decoder{B: v}
+	old := d.Session()
+	if d.Err != nil {
+		return d.Err
 	}
 	if next == nil || old.ID != next.ID {
 		a.delete(key1(nil, kSessionID, uint64(old.ID)))
@@ -247,10 +248,10 @@ func (a *applier) deleteSession(row *persistence.Session) error {
 		return err
 	}
 	if ok {
-		d := decoder{b: v}
-		old := d.session()
-		if d.err != nil {
-			return d.err
+		d := record.Decoder{B: v}
+		old := d.Session()
+		if d.Err != nil {
+			return d.Err
 		}
 		if old.ID == row.ID {
 			if err := a.unindexSession(nil); err != nil {
@@ -301,7 +302,7 @@ func (a *applier) sent(t persistence.Sent) error {
 		a.delete(a.key)
 		return nil
 	}
-	a.val = binary.BigEndian.AppendUint64(append(a.val[:0], rowV1), uint64(t.ID))
+	a.val = binary.BigEndian.AppendUint64(append(a.val[:0], record.V1), uint64(t.ID))
 	a.val = append(a.val, byte(t.Step))
 	a.val = binary.BigEndian.AppendUint64(a.val, uint64(t.Source))
 	a.set(a.key, a.val)
@@ -327,7 +328,7 @@ func (a *applier) unspill(session herald.SessionID, id herald.ID) error {
 		return err
 	}
 	a.delete(a.key)
-	if isPointer(v) {
+	if record.IsPointer(v) {
 		a.delete(key2(nil, kPointer, uint64(id), uint64(session)))
 		a.s.keeper.unpointed(id)
 	}
@@ -338,7 +339,7 @@ func (a *applier) will(w *persistence.Will) error {
 	if err := a.willGone(w.Session); err != nil {
 		return err
 	}
-	a.val = appendWill(a.val[:0], w)
+	a.val = record.AppendWill(a.val[:0], w)
 	a.setRow(key1(nil, kWill, uint64(w.Session)), a.val)
 	a.set(key2(nil, kWillDue, uint64(w.Due), uint64(w.Session)), nil)
 	return nil
@@ -350,10 +351,10 @@ func (a *applier) willGone(session herald.SessionID) error {
 	if err != nil || !ok {
 		return err
 	}
-	d := decoder{b: v}
-	old := d.will()
-	if d.err != nil {
-		return d.err
+	d := record.Decoder{B: v}
+	old := d.Will()
+	if d.Err != nil {
+		return d.Err
 	}
 	a.deleteRow(key)
 	a.delete(key2(nil, kWillDue, uint64(old.Due), uint64(session)))
@@ -375,7 +376,7 @@ func (a *applier) retain(m *herald.Message) error {
 		return err
 	}
 	if there {
-		old, err := decodeMessage(v)
+		old, err := record.DecodeMessage(v)
 		if err != nil {
 			return err
 		}
@@ -397,7 +398,7 @@ func (a *applier) retain(m *herald.Message) error {
 	case !there:
 		a.count(1)
 	}
-	a.val = appendMessage(append(a.val[:0], rowV1), m, nil)
+	a.val = record.AppendMessage(append(a.val[:0], record.V1), m, nil)
 	a.setRow(a.key, a.val)
 	if m.Expires != 0 {
 		a.set(retainExpiryKey(m.Expires, m.Topic), nil)
@@ -408,13 +409,4 @@ func (a *applier) retain(m *herald.Message) error {
 func (a *applier) count(n int64) {
 	a.retained += n
 	a.retainedDirty = true
-}
-
-// decodeMessage decodes a row that is a message.
-func decodeMessage(v []byte) (*herald.Message, error) {
-	d := decoder{b: v}
-	d.version()
-	m := new(herald.Message)
-	d.message(m, nil)
-	return m, d.err
 }

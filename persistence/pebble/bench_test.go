@@ -23,23 +23,6 @@ func BenchmarkStore(b *testing.B) {
 	})
 }
 
-// BenchmarkAppendBatch is the part of Commit under the lock.
-func BenchmarkAppendBatch(b *testing.B) {
-	msgs := make([]*herald.Message, 200)
-	for i := range msgs {
-		msgs[i] = &herald.Message{ID: herald.ID(i + 1), Publisher: 1, Topic: "bench/topic", Payload: make([]byte, 64), QoS: 1}
-	}
-	bt := &persistence.Batch{Spreads: []persistence.Spread{{Messages: msgs, Targets: []persistence.Target{{Session: 1, QoS: 1}}}}}
-	var buf []byte
-	b.ReportAllocs()
-	n := 0
-	for b.Loop() {
-		buf = appendBatch(buf[:0], bt)
-		n += len(msgs)
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/message")
-}
-
 // resident is the resident memory of this process in MiB, 0 where it is not known.
 func resident() float64 {
 	status, err := os.ReadFile("/proc/self/status")

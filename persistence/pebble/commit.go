@@ -11,6 +11,7 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // committer gathers batches into groups. One goroutine, the writer, takes the
@@ -100,11 +101,11 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 	}
 	first := len(c.gather.batches) == 0
 	before := len(c.gather.buf)
-	c.gather.buf = appendBatch(c.gather.buf, b)
+	c.gather.buf = record.AppendBatch(c.gather.buf, b)
 	if len(c.gather.buf)-before > maxRecord-c.bound-page {
 		c.gather.buf = c.gather.buf[:before]
 		done, b = failing(done, errTooLarge), &persistence.Batch{}
-		c.gather.buf = appendBatch(c.gather.buf, b)
+		c.gather.buf = record.AppendBatch(c.gather.buf, b)
 	}
 	c.gather.batches = append(c.gather.batches, queued{b, done})
 	urgent := !b.Lazy && !c.gather.urgent

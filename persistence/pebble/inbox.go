@@ -8,6 +8,7 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // Inbox implements [persistence.Store].
@@ -94,7 +95,7 @@ func (s *Store) storedEntry(snap *crdb.Snapshot, it *crdb.Iterator, id herald.ID
 	if err != nil {
 		return persistence.Entry{}, err
 	}
-	e, err := decodeEntry(v)
+	e, err := record.DecodeEntry(v)
 	if err != nil || e.Message != nil {
 		return e, err
 	}
@@ -103,6 +104,6 @@ func (s *Store) storedEntry(snap *crdb.Snapshot, it *crdb.Iterator, id herald.ID
 		return e, fmt.Errorf("%w: message %d of an inbox is missing: %w", herald.ErrCorrupt, id, err)
 	}
 	defer closer.Close()
-	e.Message, err = decodeMessage(row)
+	e.Message, err = record.DecodeMessage(row)
 	return e, err
 }

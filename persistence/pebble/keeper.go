@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // keeper is the housekeeping goroutine: it moves entries out of journal
@@ -256,7 +257,7 @@ func (k *keeper) spillItems(b *crdb.Batch, session herald.SessionID, items []ite
 			continue
 		}
 		key = key2(key[:0], kInbox, uint64(session), uint64(it.id))
-		val = appendEntry(val[:0], it)
+		val = record.AppendExpiringEntry(val[:0], it.msg, it.how.qos, it.how.retain, it.how.ids, it.how.wide)
 		if err := b.Set(key, val, nil); err != nil {
 			return err
 		}
@@ -276,7 +277,7 @@ func (k *keeper) spillItems(b *crdb.Batch, session herald.SessionID, items []ite
 			continue
 		}
 		k.paid[it.id] = struct{}{}
-		val = appendMessage(append(val[:0], rowV1), it.msg, nil)
+		val = record.AppendMessage(append(val[:0], record.V1), it.msg, nil)
 		if err := b.Set(key1(nil, kPayload, uint64(it.id)), val, nil); err != nil {
 			return err
 		}
@@ -290,10 +291,10 @@ func (s *Store) markOf(session herald.SessionID) (low herald.ID, above []herald.
 	if err != nil || !ok {
 		return 0, nil, err
 	}
-	d := decoder{b: v}
-	d.version()
-	low, above = d.mark()
-	return low, above, d.err
+	d := record.Decoder{B: v}
+	d.Version()
+	low, above = d.Mark()
+	return low, above, d.Err
 }
 
 // contains tells whether id is among ids, which rise.

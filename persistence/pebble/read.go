@@ -9,6 +9,7 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // Session implements [persistence.Store].
@@ -18,10 +19,10 @@ func (s *Store) Session(ctx context.Context, kind persistence.Kind, name string)
 	if err != nil {
 		return row, err
 	}
-	d := decoder{b: v}
-	row = d.session()
-	if d.err != nil {
-		return row, fmt.Errorf("read session: %w", d.err)
+	d := record.Decoder{B: v}
+	row = d.Session()
+	if d.Err != nil {
+		return row, fmt.Errorf("read session: %w", d.Err)
 	}
 	return row, nil
 }
@@ -32,7 +33,7 @@ func (s *Store) Retained(ctx context.Context, topic string) (*herald.Message, er
 	if err != nil {
 		return nil, err
 	}
-	m, err := decodeMessage(v)
+	m, err := record.DecodeMessage(v)
 	if err != nil {
 		return nil, fmt.Errorf("read retained message: %w", err)
 	}
@@ -105,11 +106,11 @@ func (s *Store) Subscriptions(ctx context.Context, session herald.SessionID) ([]
 }
 
 func decodeSubscription(key, val []byte) (persistence.Subscription, error) {
-	d := decoder{b: val}
-	sub := d.subscription()
+	d := record.Decoder{B: val}
+	sub := d.Subscription()
 	sub.Filter = string(key[9:])
-	if d.err != nil {
-		return sub, fmt.Errorf("read subscription: %w", d.err)
+	if d.Err != nil {
+		return sub, fmt.Errorf("read subscription: %w", d.Err)
 	}
 	return sub, nil
 }
@@ -128,10 +129,10 @@ func (s *Store) ScanSubscriptions(ctx context.Context, f func(herald.SessionID, 
 // ScanSessions implements [persistence.Store].
 func (s *Store) ScanSessions(ctx context.Context, f func(persistence.Session) error) error {
 	return s.scanPrefix(ctx, "scan sessions", []byte{kSession}, func(_, val []byte) (bool, error) {
-		d := decoder{b: val}
-		row := d.session()
-		if d.err != nil {
-			return false, fmt.Errorf("read session: %w", d.err)
+		d := record.Decoder{B: val}
+		row := d.Session()
+		if d.Err != nil {
+			return false, fmt.Errorf("read session: %w", d.Err)
 		}
 		return false, f(row)
 	})
@@ -141,24 +142,24 @@ func (s *Store) ScanSessions(ctx context.Context, f func(persistence.Session) er
 func (s *Store) Window(ctx context.Context, session herald.SessionID) (persistence.Window, error) {
 	var w persistence.Window
 	err := s.scanPrefix(ctx, "read window", key1(nil, kWindow, uint64(session)), func(key, val []byte) (bool, error) {
-		d := decoder{b: val}
-		d.version()
+		d := record.Decoder{B: val}
+		d.Version()
 		switch part := key[9]; part {
 		case partMark:
-			w.Low, w.Above = d.mark()
+			w.Low, w.Above = d.Mark()
 		case partHeld:
-			k := decoder{b: key[10:]}
-			w.Held = append(w.Held, persistence.Held{Session: session, PacketID: k.u16(), ID: herald.ID(d.u64())})
+			k := record.Decoder{B: key[10:]}
+			w.Held = append(w.Held, persistence.Held{Session: session, PacketID: k.Uint16(), ID: herald.ID(d.Uint64())})
 		case partSent:
-			k := decoder{b: key[10:]}
+			k := record.Decoder{B: key[10:]}
 			w.Sent = append(w.Sent, persistence.Sent{
-				Session: session, PacketID: k.u16(), ID: herald.ID(d.u64()),
-				Step: persistence.Step(d.byte()), Source: herald.SessionID(d.u64())})
+				Session: session, PacketID: k.Uint16(), ID: herald.ID(d.Uint64()),
+				Step: persistence.Step(d.Byte()), Source: herald.SessionID(d.Uint64())})
 		default:
-			d.fail("unknown part of a window")
+			d.Fail("unknown part of a window")
 		}
-		if d.err != nil {
-			return false, fmt.Errorf("read window: %w", d.err)
+		if d.Err != nil {
+			return false, fmt.Errorf("read window: %w", d.Err)
 		}
 		return false, nil
 	})
@@ -180,15 +181,15 @@ func (s *Store) ExpiredSessions(ctx context.Context, now int64, limit int) ([]pe
 		if err != nil {
 			return false, readable(err)
 		}
-		d := decoder{b: v}
+		d := record.Decoder{B: v}
 		if ok {
-			row := d.session()
+			row := d.Session()
 			// The row may have moved on since the index was read.
-			if d.err == nil && row.Expires == int64(u64At(key, 1)) && uint64(row.ID) == u64At(key, 9) {
+			if d.Err == nil && row.Expires == int64(u64At(key, 1)) && uint64(row.ID) == u64At(key, 9) {
 				rows = append(rows, row)
 			}
 		}
-		return len(rows) >= limit, d.err
+		return len(rows) >= limit, d.Err
 	})
 	return rows, err
 }
@@ -208,13 +209,13 @@ func (s *Store) Wills(ctx context.Context, now int64, connected bool, limit int)
 		if err != nil {
 			return false, readable(err)
 		}
-		d := decoder{b: v}
+		d := record.Decoder{B: v}
 		if ok {
-			if w := d.will(); d.err == nil && w.Due == int64(u64At(key, 1)) {
+			if w := d.Will(); d.Err == nil && w.Due == int64(u64At(key, 1)) {
 				wills = append(wills, w)
 			}
 		}
-		return len(wills) >= limit, d.err
+		return len(wills) >= limit, d.Err
 	})
 	return wills, err
 }

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // migration brings Pebble's keys from version From to From+1. The journal needs
@@ -115,16 +116,16 @@ func (s *Store) recover() error {
 	}
 	return s.journal.recover(low, func(seg uint64, off int64, body []byte) error {
 		at := position{seg: seg, off: off}
-		d := decoder{b: body}
-		for len(d.b) > 0 && d.err == nil {
-			if b := d.batch(); d.err == nil {
+		d := record.Decoder{B: body}
+		for len(d.B) > 0 && d.Err == nil {
+			if b := d.Batch(); d.Err == nil {
 				if err := s.apply.apply(b, seg, at.after(applied)); err != nil {
 					return err
 				}
 			}
 		}
-		if d.err != nil {
-			return d.err
+		if d.Err != nil {
+			return d.Err
 		}
 		return s.apply.end(at)
 	})

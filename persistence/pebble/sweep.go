@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // sweep removes from Pebble what nobody will ask for any more.
@@ -98,7 +99,7 @@ func (k *keeper) removeEntries(from, end []byte) error {
 
 // removeParts deletes what belongs to an entry and stands elsewhere.
 func (k *keeper) removeParts(b *crdb.Batch, key, v []byte) error {
-	pointer, expires, err := entryHead(v)
+	pointer, expires, err := record.EntryHead(v)
 	if err != nil {
 		return err
 	}
@@ -294,7 +295,7 @@ func (k *keeper) removeRetained(keys [][]byte) error {
 			return err
 		}
 		if ok {
-			m, err := decodeMessage(v)
+			m, err := record.DecodeMessage(v)
 			if err != nil {
 				return err
 			}
