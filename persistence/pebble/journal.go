@@ -27,8 +27,8 @@ type journal struct {
 	segBytes int64
 
 	// Owned by the writer.
-	cur    *segment // nil: none, or it must not be written any more
-	last   *segment // the one before cur
+	cur  *segment // nil: none, or it must not be written any more
+	last *segment // the one before cur
 
 	mu      sync.Mutex // guards below
 	changed sync.Cond  // ready or sealed changed
