@@ -134,12 +134,15 @@ func (f *feed) fresh(it *item) bool {
 // its hands, or is done with and has not marked.
 type holder interface {
 	eachHeld(f func(herald.ID))
+	marked() herald.ID // what lies at or below is done with
 }
 
 // lag turns a live feed into one that reads its inbox: everything above closed
 // time that is in memory, or settled, must not be loaded again.
 func (f *feed) lag(of holder, env Env) {
-	f.state, f.pos = lagging, env.Closed
+	// A delivery to many began when closed time was lower than it is, so it may lie
+	// below what was marked since.
+	f.state, f.pos = lagging, max(env.Closed, of.marked())
 	above := func(id herald.ID) {
 		if id > f.pos {
 			f.skip(id)
@@ -154,6 +157,8 @@ func (f *feed) lag(of holder, env Env) {
 		}
 	})
 }
+
+func (s *Session) marked() herald.ID { return s.low }
 
 // eachHeld implements holder.
 func (s *Session) eachHeld(f func(herald.ID)) {

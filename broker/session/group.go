@@ -206,6 +206,8 @@ func (g *Group) rewind(id herald.ID) {
 	delete(f.seen, id)
 }
 
+func (g *Group) marked() herald.ID { return g.low }
+
 // eachHeld implements holder.
 func (g *Group) eachHeld(f func(herald.ID)) {
 	for id := range g.dealt {
