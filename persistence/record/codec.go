@@ -76,7 +76,7 @@ func AppendMessage(b []byte, m, before *herald.Message) []byte {
 }
 
 // appendHow encodes how a message goes to one session.
-func AppendHow(b []byte, qos byte, retain bool, ids []uint32) []byte {
+func appendHow(b []byte, qos byte, retain bool, ids []uint32) []byte {
 	f := qos & howQoS
 	if retain {
 		f |= howRetain
@@ -168,7 +168,7 @@ func appendSpread(b []byte, sp *persistence.Spread) []byte {
 	for i := range sp.Targets {
 		t := &sp.Targets[i]
 		b = binary.BigEndian.AppendUint64(b, uint64(t.Session))
-		b = AppendHow(b, t.QoS, t.Retain, t.Identifiers)
+		b = appendHow(b, t.QoS, t.Retain, t.Identifiers)
 	}
 	return b
 }
@@ -237,7 +237,7 @@ func (d *Decoder) Uint64() uint64 {
 	return v
 }
 
-func (d *Decoder) Uvarint() uint64 {
+func (d *Decoder) uvarint() uint64 {
 	v, n := binary.Uvarint(d.B)
 	if n <= 0 {
 		d.Fail("bad number")
@@ -247,7 +247,7 @@ func (d *Decoder) Uvarint() uint64 {
 	return v
 }
 
-func (d *Decoder) Varint() int64 {
+func (d *Decoder) varint() int64 {
 	v, n := binary.Varint(d.B)
 	if n <= 0 {
 		d.Fail("bad number")
@@ -259,8 +259,8 @@ func (d *Decoder) Varint() int64 {
 
 // count reads a number of items of at least size bytes each, so that a damaged
 // count cannot make the reader allocate more than what is there.
-func (d *Decoder) Count(size int) int {
-	v := d.Uvarint()
+func (d *Decoder) count(size int) int {
+	v := d.uvarint()
 	if v > uint64(len(d.B)/size) {
 		d.Fail("count beyond the record")
 		return 0
@@ -269,8 +269,8 @@ func (d *Decoder) Count(size int) int {
 }
 
 // bytes returns a part of the input, not a copy.
-func (d *Decoder) Bytes() []byte {
-	n := d.Uvarint()
+func (d *Decoder) bytes() []byte {
+	n := d.uvarint()
 	if n > uint64(len(d.B)) {
 		d.Fail("length beyond the record")
 		return nil
@@ -280,7 +280,7 @@ func (d *Decoder) Bytes() []byte {
 	return v
 }
 
-func (d *Decoder) String() string { return string(d.Bytes()) }
+func (d *Decoder) string() string { return string(d.bytes()) }
 
 // Message decodes into m, which is zero. before is as for AppendMessage.
 func (d *Decoder) Message(m, before *herald.Message) {
@@ -292,11 +292,11 @@ func (d *Decoder) Message(m, before *herald.Message) {
 		m.Publisher = herald.SessionID(d.Uint64())
 	}
 	if f&msgExpires != 0 {
-		m.Expires = d.Varint()
+		m.Expires = d.varint()
 	}
 	switch {
 	case f&msgSameTopic == 0:
-		m.Topic = d.String()
+		m.Topic = d.string()
 	case before != nil:
 		m.Topic = before.Topic
 	default:
@@ -304,9 +304,9 @@ func (d *Decoder) Message(m, before *herald.Message) {
 	}
 	var props []byte
 	if f&msgProps != 0 {
-		props = d.Bytes()
+		props = d.bytes()
 	}
-	payload := d.Bytes()
+	payload := d.bytes()
 	if d.Err != nil || (len(props)+len(payload) == 0 && f&msgProps == 0) {
 		return
 	}
@@ -319,14 +319,14 @@ func (d *Decoder) Message(m, before *herald.Message) {
 	}
 }
 
-// how decodes what AppendHow wrote.
-func (d *Decoder) How() (qos byte, retain bool, ids []uint32) {
+// how decodes what appendHow wrote.
+func (d *Decoder) how() (qos byte, retain bool, ids []uint32) {
 	f := d.Byte()
 	if f&howIDs != 0 {
-		n := d.Count(1)
+		n := d.count(1)
 		ids = make([]uint32, 0, n)
 		for range n {
-			ids = append(ids, uint32(d.Uvarint()))
+			ids = append(ids, uint32(d.uvarint()))
 		}
 	}
 	return f & howQoS, f&howRetain != 0, ids
@@ -335,13 +335,13 @@ func (d *Decoder) How() (qos byte, retain bool, ids []uint32) {
 // Mark decodes what AppendMark wrote.
 func (d *Decoder) Mark() (low herald.ID, above []herald.ID) {
 	low = herald.ID(d.Uint64())
-	n := d.Count(1)
+	n := d.count(1)
 	if n > 0 {
 		above = make([]herald.ID, 0, n)
 	}
 	at := low
 	for range n {
-		at += herald.ID(d.Uvarint())
+		at += herald.ID(d.uvarint())
 		above = append(above, at)
 	}
 	return low, above
@@ -356,7 +356,7 @@ func (d *Decoder) Batch() *persistence.Batch {
 		if tag == tagEnd || d.Err != nil {
 			break
 		}
-		n := d.Count(1)
+		n := d.count(1)
 		for range n {
 			if d.Err != nil {
 				break
@@ -397,7 +397,7 @@ func (d *Decoder) item(tag byte, bt *persistence.Batch) {
 
 func (d *Decoder) spread() persistence.Spread {
 	var sp persistence.Spread
-	n := d.Count(10)
+	n := d.count(10)
 	if n > 0 {
 		all := make([]herald.Message, n)
 		sp.Messages = make([]*herald.Message, n)
@@ -408,12 +408,12 @@ func (d *Decoder) spread() persistence.Spread {
 			before = &all[i]
 		}
 	}
-	if n = d.Count(9); n > 0 {
+	if n = d.count(9); n > 0 {
 		sp.Targets = make([]persistence.Target, n)
 		for i := range sp.Targets {
 			t := &sp.Targets[i]
 			t.Session = herald.SessionID(d.Uint64())
-			t.QoS, t.Retain, t.Identifiers = d.How()
+			t.QoS, t.Retain, t.Identifiers = d.how()
 		}
 	}
 	return sp

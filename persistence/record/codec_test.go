@@ -100,7 +100,7 @@ func FuzzBatch(f *testing.F) {
 		}
 		for _, read := range []func(d *Decoder){
 			func(d *Decoder) { d.Session() }, func(d *Decoder) { d.Subscription() }, func(d *Decoder) { d.Will() },
-			func(d *Decoder) { d.Mark() }, func(d *Decoder) { d.How() },
+			func(d *Decoder) { d.Mark() }, func(d *Decoder) { d.how() },
 			func(d *Decoder) { _, _ = DecodeEntry(d.B) }, func(d *Decoder) { _, _ = DecodeMessage(d.B) },
 			func(d *Decoder) { _, _, _ = EntryHead(d.B) },
 		} {

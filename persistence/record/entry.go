@@ -37,7 +37,7 @@ func appendEntry(b []byte, m *herald.Message, expires int64, qos byte, retain bo
 	if expires != 0 {
 		b = binary.AppendVarint(b, expires)
 	}
-	b = AppendHow(b, min(qos, m.QoS), retain, ids)
+	b = appendHow(b, min(qos, m.QoS), retain, ids)
 	if !pointer {
 		b = AppendMessage(b, m, nil)
 	}
@@ -56,7 +56,7 @@ func (d *Decoder) entryHead() (pointer bool, expires int64) {
 	d.Version()
 	f := d.Byte()
 	if f&entryExpires != 0 {
-		expires = d.Varint()
+		expires = d.varint()
 	}
 	return f&entryPointer != 0, expires
 }
@@ -71,7 +71,7 @@ func DecodeEntry(row []byte) (persistence.Entry, error) {
 	var e persistence.Entry
 	d := Decoder{B: row}
 	pointer, _ := d.entryHead()
-	e.QoS, e.Retain, e.Identifiers = d.How()
+	e.QoS, e.Retain, e.Identifiers = d.how()
 	if !pointer {
 		e.Message = new(herald.Message)
 		d.Message(e.Message, nil)

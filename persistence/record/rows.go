@@ -21,13 +21,13 @@ func appendRows(b []byte, bt *persistence.Batch) []byte {
 	for i := range bt.Subscribe {
 		sub := &bt.Subscribe[i]
 		b = binary.BigEndian.AppendUint64(b, uint64(sub.Session))
-		b = AppendString(b, sub.Filter)
+		b = appendString(b, sub.Filter)
 		b = AppendSubscription(b, &sub.Subscription)
 	}
 	b = section(b, tagUnsubscribe, len(bt.Unsubscribe))
 	for _, f := range bt.Unsubscribe {
 		b = binary.BigEndian.AppendUint64(b, uint64(f.Session))
-		b = AppendString(b, f.Filter)
+		b = appendString(b, f.Filter)
 	}
 	b = section(b, tagWill, len(bt.Wills))
 	for i := range bt.Wills {
@@ -51,13 +51,13 @@ func (d *Decoder) row(tag byte, bt *persistence.Batch) {
 		bt.Sessions = append(bt.Sessions, d.Session())
 	case tagSubscribe:
 		sub := persistence.SubscriptionOf{Session: herald.SessionID(d.Uint64())}
-		filter := d.String()
+		filter := d.string()
 		sub.Subscription = d.Subscription()
 		sub.Filter = filter
 		bt.Subscribe = append(bt.Subscribe, sub)
 	case tagUnsubscribe:
 		bt.Unsubscribe = append(bt.Unsubscribe, persistence.FilterOf{
-			Session: herald.SessionID(d.Uint64()), Filter: d.String()})
+			Session: herald.SessionID(d.Uint64()), Filter: d.string()})
 	case tagWill:
 		bt.Wills = append(bt.Wills, d.Will())
 	case tagWillGone:
@@ -69,7 +69,7 @@ func (d *Decoder) row(tag byte, bt *persistence.Batch) {
 	}
 }
 
-func AppendString(b []byte, s string) []byte {
+func appendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
@@ -85,7 +85,7 @@ func AppendSession(b []byte, s *persistence.Session) []byte {
 	b = append(b, V1)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.ID))
 	b = append(b, byte(s.Kind), byte(s.Version))
-	b = AppendString(b, s.Name)
+	b = appendString(b, s.Name)
 	b = binary.AppendUvarint(b, s.Epoch)
 	b = binary.AppendUvarint(b, uint64(s.ExpiryInterval))
 	b = binary.AppendVarint(b, s.Expires)
@@ -99,12 +99,12 @@ func (d *Decoder) Session() (s persistence.Session) {
 	s.ID = herald.SessionID(d.Uint64())
 	s.Kind = persistence.Kind(d.Byte())
 	s.Version = herald.Version(d.Byte())
-	s.Name = d.String()
-	s.Epoch = d.Uvarint()
-	s.ExpiryInterval = uint32(d.Uvarint())
-	s.Expires = d.Varint()
-	s.Connected = d.Varint()
-	s.Disconnected = d.Varint()
+	s.Name = d.string()
+	s.Epoch = d.uvarint()
+	s.ExpiryInterval = uint32(d.uvarint())
+	s.Expires = d.varint()
+	s.Connected = d.varint()
+	s.Disconnected = d.varint()
 	return s
 }
 
@@ -140,7 +140,7 @@ func AppendSubscription(b []byte, s *persistence.Subscription) []byte {
 	}
 	if f&subRetained != 0 {
 		b = binary.BigEndian.AppendUint64(b, uint64(s.RetainedUpTo))
-		b = AppendString(b, s.RetainedAfter)
+		b = appendString(b, s.RetainedAfter)
 	}
 	return b
 }
@@ -154,11 +154,11 @@ func (d *Decoder) Subscription() (s persistence.Subscription) {
 	s.RetainAsPublished = f&subRetainAsPublished != 0
 	s.RetainHandling = f & subRetainHandling >> 4
 	if f&subIdentifier != 0 {
-		s.Identifier = uint32(d.Uvarint())
+		s.Identifier = uint32(d.uvarint())
 	}
 	if f&subRetained != 0 {
 		s.RetainedUpTo = herald.ID(d.Uint64())
-		s.RetainedAfter = d.String()
+		s.RetainedAfter = d.string()
 	}
 	return s
 }
@@ -167,7 +167,7 @@ func (d *Decoder) Subscription() (s persistence.Subscription) {
 func AppendWill(b []byte, w *persistence.Will) []byte {
 	b = append(b, V1)
 	b = binary.BigEndian.AppendUint64(b, uint64(w.Session))
-	b = AppendString(b, w.Client)
+	b = appendString(b, w.Client)
 	b = binary.AppendUvarint(b, uint64(w.Delay))
 	b = binary.AppendVarint(b, w.Due)
 	return AppendMessage(b, &w.Message, nil)
@@ -177,9 +177,9 @@ func AppendWill(b []byte, w *persistence.Will) []byte {
 func (d *Decoder) Will() (w persistence.Will) {
 	d.Version()
 	w.Session = herald.SessionID(d.Uint64())
-	w.Client = d.String()
-	w.Delay = uint32(d.Uvarint())
-	w.Due = d.Varint()
+	w.Client = d.string()
+	w.Delay = uint32(d.uvarint())
+	w.Due = d.varint()
 	d.Message(&w.Message, nil)
 	return w
 }
