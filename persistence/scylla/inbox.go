@@ -141,7 +141,7 @@ func (r *inboxRead) readSettled() (map[int64]bool, error) {
 // stays small.
 func (r *inboxRead) pageSize() int {
 	mean := max(int(r.s.pageRow.Load()), 64)
-	return max(16, min(r.limit+len(r.settled), 2000, 512<<10/mean))
+	return max(16, min(r.limit+1, 2000, 512<<10/mean))
 }
 
 // shelf reads a coarse bucket and its fine ones side by side.

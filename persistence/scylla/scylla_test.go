@@ -92,7 +92,6 @@ func drop(t testing.TB, o Options) {
 	}
 }
 
-
 func mustOpen(t testing.TB, o Options) *Store {
 	t.Helper()
 	s, err := Open(o)
@@ -114,8 +113,8 @@ func empty(t testing.TB, o Options) {
 	var wg sync.WaitGroup
 	for _, table := range []string{"session", "claim", "subscription", "window", "inbox", "payload", "retained", "retained_index", "will", "expiry", "expiry_bucket", "intent", "node"} {
 		var n int
-		if err := s.Query("SELECT COUNT(*) FROM "+table+" LIMIT 1", nil).Scan(&n); err == nil && n == 0 {
-			continue
+		if err := s.Query("SELECT COUNT(*) FROM "+table+" LIMIT 1", nil).Scan(&n); err == nil && n == 0 && table != "intent" {
+			continue // of intents, tombstones count, too: the node's clock begins anew
 		}
 		wg.Add(1)
 		go func() {
