@@ -54,7 +54,6 @@ type Cluster struct {
 	peers int // storage port
 	jars  []string
 
-	mu    sync.Mutex // guards below
 	nodes []*node
 }
 

@@ -22,7 +22,6 @@ type away struct {
 	all     bool
 	down    time.Duration
 	during  func() // called when they are gone, and has all the time
-	back    time.Duration
 }
 
 func (a *away) String() string {

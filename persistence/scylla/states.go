@@ -21,9 +21,6 @@ const (
 func coarse(id herald.ID) int64 { return int64(id >> coarseShift) }
 func fine(id herald.ID) int64   { return int64(id >> fineShift) }
 
-// coarseOf is the coarse bucket that a fine one belongs to.
-func coarseOf(fine int64) int64 { return fine >> (coarseShift - fineShift) }
-
 // states is what a store remembers of sessions, for as long as it has room. All
 // of it can be forgotten: then a little more is read or written than necessary.
 type states struct {

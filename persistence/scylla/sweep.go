@@ -46,10 +46,16 @@ func (w *sweeper) add(id herald.SessionID, low herald.ID) {
 }
 
 func (w *sweeper) run() {
+	hourly := time.NewTicker(time.Hour)
+	defer hourly.Stop()
 	for {
 		select {
 		case <-w.s.ctx.Done():
 			return
+		case <-hourly.C:
+			if err := w.s.sweepTopics(removalAge); err != nil && w.s.ctx.Err() == nil {
+				w.s.log.Warn("removing traces of retained messages; it is tried again in an hour", zap.Error(err))
+			}
 		case <-w.wake:
 		}
 		for w.s.ctx.Err() == nil {
@@ -70,6 +76,52 @@ func (w *sweeper) run() {
 			}
 		}
 	}
+}
+
+// removalAge is how long the removal of a retained message stands in for it: no
+// older one can turn up after that.
+const removalAge = time.Hour
+
+// sweepTopics removes from the index, and from under their topics, the removals that
+// are older than age.
+func (s *Store) sweepTopics(age time.Duration) error {
+	before := herald.IDAt(s.opts.Now().Add(-age).UnixMilli())
+	for shard := range int16(indexShards) {
+		rows := s.rows(s.ctx, getIndex, 1000, shard, []byte{})
+		var ws []write
+		var topic, state []byte
+		for rows.next(&topic, &state) {
+			id, ok, err := live(state)
+			if err != nil || ok || id >= before {
+				continue
+			}
+			// With the removal's own timestamp: a newer message stays.
+			key, ts := append([]byte(nil), topic...), idStamp(id)
+			ws = append(ws, write{stmt: delRetained, size: 64, args: []any{ts, key}},
+				write{stmt: delIndex, part: part{partIndex, int64(shard), 0}, size: 64, args: []any{ts, shard, key}})
+			if len(ws) >= 1000 {
+				if err := s.await(ws); err != nil {
+					rows.close()
+					return err
+				}
+				ws = nil
+			}
+		}
+		if rows.err != nil {
+			return unavailable(rows.err)
+		}
+		if err := s.await(ws); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await writes rows in the background and waits for them.
+func (s *Store) await(ws []write) error {
+	done := make(chan error, 1)
+	s.background(ws, func(err error) { done <- err })
+	return <-done
 }
 
 // sweep removes a session's settled buckets.
@@ -99,9 +151,7 @@ func (s *Store) sweep(id herald.SessionID, low herald.ID) error {
 				write{stmt: delInboxRow, part: part{partInbox, int64(id), c}, size: 64, args: []any{s.clock.next(), int64(id), c, -(v + 1)}})
 		}
 	}
-	done := make(chan error, 1)
-	s.background(ws, func(err error) { done <- err })
-	if err := <-done; err != nil {
+	if err := s.await(ws); err != nil {
 		return err
 	}
 	if c > from {
