@@ -21,7 +21,6 @@ type life struct {
 	max int // receive maximum
 	s   *Session
 	fx  Effects
-	log []string
 
 	last     herald.ID
 	reserved []herald.ID       // not committed
