@@ -71,9 +71,13 @@ var (
 // specification expects.
 func TestModel(t *testing.T) {
 	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
-		if err := flag.Set("rapid.checks", "1000"); err != nil {
-			t.Fatal(err)
+		set := func(n string) {
+			if err := checks.Value.Set(n); err != nil {
+				t.Error(err)
+			}
 		}
+		set("1000")
+		t.Cleanup(func() { set(checks.DefValue) })
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		ops := rapid.SliceOfN(opGen, 20, 80).Draw(rt, "ops")

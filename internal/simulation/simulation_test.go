@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	schedules = flag.Int("schedules", fromEnv("SCHEDULES", 2500), "how many schedules to run, or $SCHEDULES")
+	schedules = flag.Int("schedules", fromEnv("SCHEDULES", 2000), "how many schedules to run, or $SCHEDULES")
 	fromSeed  = flag.Uint64("from", 1, "the first seed")
 	oneSeed   = flag.Uint64("seed", 0, "run this seed only")
 )
