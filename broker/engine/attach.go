@@ -69,6 +69,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		return Connack{}, err
 	}
 	con := &con0
+	now := e.now() // a client that came in time is in time, however long the store takes
 	unlock := e.claims.lock(name)
 	defer unlock()
 	w := listen.NewWorker()
@@ -78,7 +79,6 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		return Connack{}, ErrBusy
 	}
 
-	now := e.now()
 	old, err := e.store.Session(e.ctx, persistence.Client, name)
 	exists := err == nil
 	if err != nil && !errors.Is(err, herald.ErrNotFound) {
