@@ -390,6 +390,7 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 		more, over := e.groups.begun(e, unknown, subs)
 		e.groups.settle(e, append(settled, over...))
 		e.groups.takeBack(e, append(back, more...))
+		e.groups.left(e, subs)
 	}()
 	if !ends {
 		row.Disconnected = now

@@ -186,6 +186,28 @@ func (gs *groups) leave(e *Engine, name, filter string, h *handle) {
 		}
 	case last && !durable:
 		gs.remove(e, g)
+	case !last:
+		gs.wakeSoon(e, g)
+	}
+}
+
+// wakeSoon lets a group deal on a worker: a member for which it may have waited
+// is gone.
+func (gs *groups) wakeSoon(e *Engine, g *group) {
+	e.workers[0].call(func(w *listen.Worker) { g.wake(e, w) })
+}
+
+// left wakes the groups of a client whose connection has ended.
+func (gs *groups) left(e *Engine, subs []persistence.Subscription) {
+	for _, s := range subs {
+		if name, filter, shared, _ := herald.SplitShare(s.Filter); shared {
+			gs.lookup.RLock()
+			g := gs.byName[name+"/"+filter]
+			gs.lookup.RUnlock()
+			if g != nil {
+				gs.wakeSoon(e, g)
+			}
+		}
 	}
 }
 
