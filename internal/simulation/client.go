@@ -296,6 +296,9 @@ func (c *client) subscribe(filter string, qos byte) {
 	if !shared(filter) {
 		for topic := range c.gen.seen {
 			if matches(filter, topic) {
+				if m := c.gen.want[topic]; m != nil && c.gen.seen[topic] >= m.seq {
+					delete(c.gen.want, topic) // it has come
+				}
 				delete(c.gen.seen, topic)
 			}
 		}
