@@ -6,6 +6,7 @@ import "context"
 // Claim is none.
 type Claim struct {
 	Owner uint16
+	Life  uint64 // of the owner: see [Member]; 0 without a cluster
 	Epoch uint64
 }
 
@@ -14,9 +15,9 @@ type Claim struct {
 type Claimer interface {
 	// Claimed returns the newest claim of a session; none is no error.
 	Claimed(ctx context.Context, kind Kind, name string) (Claim, error)
-	// Claim replaces the claim old of a session by one of owner with the next
-	// epoch, if old is still what stands there, and returns what stands there
+	// Claim replaces the claim old of a session by one of owner, in its life, with
+	// the next epoch, if old is still what stands there, and returns what stands there
 	// afterwards: of any number that try with the same old, on any nodes, one has
 	// won. It survives the deletion of the session, so that epochs only rise.
-	Claim(ctx context.Context, kind Kind, name string, old Claim, owner uint16) (now Claim, won bool, err error)
+	Claim(ctx context.Context, kind Kind, name string, old Claim, owner uint16, life uint64) (now Claim, won bool, err error)
 }

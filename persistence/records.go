@@ -155,6 +155,9 @@ type Session struct {
 	// milliseconds); Disconnected is 0 while the client is connected.
 	Connected    int64
 	Disconnected int64
+	// Node and Life tell who serves the session, or did last, in a cluster.
+	Node uint16
+	Life uint64
 }
 
 // Subscription is one subscription of a session.
@@ -195,4 +198,7 @@ type Will struct {
 	// Due is when to publish it (Unix milliseconds); 0 while the client is
 	// connected.
 	Due int64
+	// Node and Life tell who has it in its care, in a cluster.
+	Node uint16
+	Life uint64
 }

@@ -17,9 +17,9 @@ import (
 // each attempt: when an attempt ends without an answer, it tells whether it was
 // this one that won.
 var (
-	getClaim    = prepare(qb.Select("claim").Columns("owner", "epoch", "proof").Where(qb.Eq("key")))
-	firstClaim  = prepare(qb.Insert("claim").Columns("key", "owner", "epoch", "proof").Unique())
-	changeClaim = prepare(qb.Update("claim").Set("owner", "epoch", "proof").Where(qb.Eq("key")).If(qb.EqNamed("epoch", "old"), qb.EqNamed("owner", "from")))
+	getClaim    = prepare(qb.Select("claim").Columns("owner", "life", "epoch", "proof").Where(qb.Eq("key")))
+	firstClaim  = prepare(qb.Insert("claim").Columns("key", "owner", "life", "epoch", "proof").Unique())
+	changeClaim = prepare(qb.Update("claim").Set("owner", "life", "epoch", "proof").Where(qb.Eq("key")).If(qb.EqNamed("epoch", "old"), qb.EqNamed("owner", "from")))
 )
 
 var _ persistence.Claimer = (*Store)(nil)
@@ -40,30 +40,30 @@ func (s *Store) Claimed(ctx context.Context, kind persistence.Kind, name string)
 // claimed reads a claim, and finishes what others have begun on it.
 func (s *Store) claimed(ctx context.Context, key []byte) (persistence.Claim, int64, error) {
 	var owner int32
-	var epoch, proof int64
-	err := s.query(ctx, getClaim, key).Consistency(gocql.Consistency(gocql.LocalSerial)).Scan(&owner, &epoch, &proof)
+	var life, epoch, proof int64
+	err := s.query(ctx, getClaim, key).Consistency(gocql.Consistency(gocql.LocalSerial)).Scan(&owner, &life, &epoch, &proof)
 	if errors.Is(err, gocql.ErrNotFound) {
 		return persistence.Claim{}, 0, nil
 	}
-	return persistence.Claim{Owner: uint16(owner), Epoch: uint64(epoch)}, proof, err
+	return persistence.Claim{Owner: uint16(owner), Life: uint64(life), Epoch: uint64(epoch)}, proof, err
 }
 
 // Claim implements [persistence.Claimer].
-func (s *Store) Claim(ctx context.Context, kind persistence.Kind, name string, old persistence.Claim, owner uint16) (persistence.Claim, bool, error) {
+func (s *Store) Claim(ctx context.Context, kind persistence.Kind, name string, old persistence.Claim, owner uint16, life uint64) (persistence.Claim, bool, error) {
 	if err := s.enter(ctx); err != nil {
 		return persistence.Claim{}, false, fmt.Errorf("claim: %w", err)
 	}
 	defer s.leave()
 	key, proof := sessionKey(kind, name), rand.Int64()
-	next := persistence.Claim{Owner: owner, Epoch: old.Epoch + 1}
+	next := persistence.Claim{Owner: owner, Life: life, Epoch: old.Epoch + 1}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.GiveUp)
 	defer cancel()
 	for tries := 0; ; tries++ {
 		var q *gocql.Query
 		if old == (persistence.Claim{}) {
-			q = s.query(ctx, firstClaim, key, int32(owner), int64(next.Epoch), proof)
+			q = s.query(ctx, firstClaim, key, int32(owner), int64(life), int64(next.Epoch), proof)
 		} else {
-			q = s.query(ctx, changeClaim, int32(owner), int64(next.Epoch), proof, key, int64(old.Epoch), int32(old.Owner))
+			q = s.query(ctx, changeClaim, int32(owner), int64(life), int64(next.Epoch), proof, key, int64(old.Epoch), int32(old.Owner))
 		}
 		won, err := q.Idempotent(false).RetryPolicy(nil).MapScanCAS(map[string]any{})
 		if err == nil && won {

@@ -15,15 +15,15 @@ var claimTests = []test{
 		none, err := c.Claimed(ctx, persistence.Client, "c")
 		h.noError("claimed", err)
 		h.equal("none", none, persistence.Claim{})
-		first, won, err := c.Claim(ctx, persistence.Client, "c", none, 3)
+		first, won, err := c.Claim(ctx, persistence.Client, "c", none, 3, 1)
 		h.noError("claim", err)
-		h.equal("first", []any{first, won}, []any{persistence.Claim{Owner: 3, Epoch: 1}, true})
-		got, won, err := c.Claim(ctx, persistence.Client, "c", none, 4)
+		h.equal("first", []any{first, won}, []any{persistence.Claim{Owner: 3, Life: 1, Epoch: 1}, true})
+		got, won, err := c.Claim(ctx, persistence.Client, "c", none, 4, 1)
 		h.noError("claim", err)
 		h.equal("late", []any{got, won}, []any{first, false})
-		second, won, err := c.Claim(ctx, persistence.Client, "c", first, 4)
+		second, won, err := c.Claim(ctx, persistence.Client, "c", first, 4, 2)
 		h.noError("claim", err)
-		h.equal("second", []any{second, won}, []any{persistence.Claim{Owner: 4, Epoch: 2}, true})
+		h.equal("second", []any{second, won}, []any{persistence.Claim{Owner: 4, Life: 2, Epoch: 2}, true})
 		// A group of the same name is another session.
 		got, err = c.Claimed(ctx, persistence.Group, "c")
 		h.noError("claimed", err)
@@ -56,7 +56,7 @@ var claimTests = []test{
 						race.Add(1)
 						go func() {
 							defer race.Done()
-							now, won, err := c.Claim(ctx, persistence.Client, name, persistence.Claim{}, node)
+							now, won, err := c.Claim(ctx, persistence.Client, name, persistence.Claim{}, node, 1)
 							if err != nil {
 								h.Errorf("claim: %v", err)
 							}
