@@ -202,3 +202,28 @@ func ExampleRun() {
 	fmt.Println(err)
 	// Output: checker: no broker address
 }
+
+// A client that was refused goes elsewhere; one that has just been served may
+// come back.
+func TestClientGoesElsewhere(t *testing.T) {
+	c := &client{cfg: &Config{Addrs: []string{"a", "b", "c"}}, rng: rand.New(rand.NewPCG(1, 2))}
+	seen := make(map[string]int)
+	for range 300 {
+		seen[c.choose()]++
+	}
+	if len(seen) != 3 {
+		t.Errorf("of three addresses these were taken: %v", seen)
+	}
+	c.avoid = "b"
+	clear(seen)
+	for range 300 {
+		seen[c.choose()]++
+	}
+	if len(seen) != 2 || seen["b"] != 0 || seen["a"] < 60 || seen["c"] < 60 {
+		t.Errorf("after b has refused: %v", seen)
+	}
+	c.cfg.Addrs = []string{"b"}
+	if got := c.choose(); got != "b" {
+		t.Errorf("the only address is not tried again, but %q", got)
+	}
+}

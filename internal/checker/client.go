@@ -19,8 +19,7 @@ var (
 
 // Time limits of the clients.
 const (
-	dialTimeout    = 2 * time.Second
-	connackTimeout = 5 * time.Second
+	dialTimeout = 2 * time.Second
 	// A connection on which nothing comes for so long, although PINGREQ is
 	// sent three times within, is given up.
 	silence   = 6 * time.Second
@@ -47,6 +46,7 @@ type client struct {
 	// Owned by the goroutine of loop and, while a connection lasts, by its writer.
 	rng     *rand.Rand
 	scratch []byte
+	avoid   string // the address that has just failed
 	// Owned by the reader.
 	readRng *rand.Rand
 
@@ -131,7 +131,8 @@ func (c *client) drop() {
 // connect opens a connection to one of the brokers up to its CONNACK, and
 // resumes the session.
 func (c *client) connect(ctx context.Context) (net.Conn, *bufio.Reader, error) {
-	addr := c.cfg.Addrs[c.rng.IntN(len(c.cfg.Addrs))]
+	addr := c.choose()
+	c.avoid = addr
 	dialer := net.Dialer{Timeout: dialTimeout}
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -143,7 +144,18 @@ func (c *client) connect(ctx context.Context) (net.Conn, *bufio.Reader, error) {
 		conn.Close()
 		return nil, nil, err
 	}
+	c.avoid = ""
 	return conn, r, nil
+}
+
+// choose takes one of the brokers, another one than has just failed.
+func (c *client) choose() string {
+	addrs := c.cfg.Addrs
+	n := c.rng.IntN(len(addrs))
+	if addrs[n] == c.avoid && len(addrs) > 1 {
+		n = (n + 1 + c.rng.IntN(len(addrs)-1)) % len(addrs)
+	}
+	return addrs[n]
 }
 
 func (c *client) handshake(conn net.Conn, addr string) (*bufio.Reader, error) {
@@ -151,7 +163,7 @@ func (c *client) handshake(conn net.Conn, addr string) (*bufio.Reader, error) {
 	first := !c.established
 	c.attempts++
 	c.mu.Unlock()
-	_ = conn.SetDeadline(time.Now().Add(connackTimeout))
+	_ = conn.SetDeadline(time.Now().Add(c.cfg.ConnackTimeout))
 	_, err := conn.Write(appendConnect(nil, connectOptions{
 		version: c.version, clientID: c.id, username: c.cfg.Username, password: c.cfg.Password,
 		keepAlive: keepAlive, sessionExpiry: sessionExpiry,

@@ -28,7 +28,7 @@ func Build(ctx context.Context, dir string) (string, error) {
 // be started. extra is YAML that is appended to its configuration; log gets
 // its output, if not nil.
 func Herald(binary, dir, extra string, log io.Writer) (*Process, error) {
-	ports, err := freePorts(2)
+	ports, err := FreePorts(2)
 	if err != nil {
 		return nil, err
 	}
@@ -48,12 +48,12 @@ func Herald(binary, dir, extra string, log io.Writer) (*Process, error) {
 	}, nil
 }
 
-// freePorts returns ports of 127.0.0.1 that nobody listened on a moment ago.
+// FreePorts returns ports of 127.0.0.1 that nobody listened on a moment ago.
 // They are below the range from which the usual systems take the local ports
 // of outgoing connections: while a broker is down, a client that dials its
 // port from that same port would be connected with itself, and the broker
 // could not have its port back.
-func freePorts(n int) ([]int, error) {
+func FreePorts(n int) ([]int, error) {
 	var ports []int
 	for range 1000 {
 		port := 20000 + rand.IntN(12000)

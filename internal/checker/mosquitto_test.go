@@ -18,7 +18,7 @@ func mosquitto(t *testing.T) *Process {
 			t.Skip("mosquitto is not installed; it is here only to try the checker on another broker")
 		}
 	}
-	ports, err := freePorts(1)
+	ports, err := FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}

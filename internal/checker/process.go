@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -75,7 +76,8 @@ func (t *tail) String() string {
 	return string(bytes.TrimSpace(t.buf))
 }
 
-// Start starts the process and returns when it is ready.
+// Start starts the process and returns when it is ready. Where the system can,
+// it is killed when this process ends.
 func (p *Process) Start(ctx context.Context) error {
 	p.turn.Lock()
 	defer p.turn.Unlock()
@@ -86,14 +88,27 @@ func (p *Process) Start(ctx context.Context) error {
 	p.tail.mu.Lock()
 	p.tail.log, p.tail.buf = p.Log, nil
 	p.tail.mu.Unlock()
-	if err := cmd.Start(); err != nil {
+	exited := make(chan struct{})
+	started := make(chan error, 1)
+	go func() {
+		// The process dies with the thread that starts it, so that one has to
+		// live as long: nothing is left behind when a test is cut off.
+		defer lockThread()()
+		dieWithParent(cmd)
+		err := cmd.Start()
+		if err == nil {
+			p.mu.Lock()
+			p.cmd, p.exited, p.told = cmd, exited, false
+			p.mu.Unlock()
+		}
+		started <- err
+		if err == nil {
+			p.wait(cmd, exited)
+		}
+	}()
+	if err := <-started; err != nil {
 		return fmt.Errorf("checker: start %s: %w", filepath.Base(p.Path), err)
 	}
-	exited := make(chan struct{})
-	p.mu.Lock()
-	p.cmd, p.exited, p.told = cmd, exited, false
-	p.mu.Unlock()
-	go p.wait(cmd, exited)
 	if err := p.awaitReady(ctx, exited); err != nil {
 		p.end(syscall.SIGKILL)
 		return fmt.Errorf("checker: %s: %w; its last output:\n%s", filepath.Base(p.Path), err, p.tail.String())
@@ -113,6 +128,18 @@ func (p *Process) wait(cmd *exec.Cmd, exited chan struct{}) {
 	}
 	p.mu.Unlock()
 	close(exited)
+}
+
+// Await returns when the process is ready again, after a harm that did not end
+// it; not being so within a minute is an error.
+func (p *Process) Await(ctx context.Context) error {
+	p.mu.Lock()
+	exited := p.exited
+	p.mu.Unlock()
+	if err := p.awaitReady(ctx, exited); err != nil {
+		return fmt.Errorf("checker: %s (%s): %w; its last output:\n%s", filepath.Base(p.Path), p.Addr, err, p.tail.String())
+	}
+	return nil
 }
 
 func (p *Process) awaitReady(ctx context.Context, exited chan struct{}) error {
@@ -174,7 +201,10 @@ func Probe(ctx context.Context, addr string) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	return exchange(conn, connectOptions{version: v311, clientID: "checker-probe", clean: true, keepAlive: keepAlive})
+	// Nodes of one cluster that are asked at the same time are not to take the
+	// session over from each other.
+	id := fmt.Sprintf("probe%x", randomUint64())
+	return exchange(conn, connectOptions{version: v311, clientID: id, clean: true, keepAlive: keepAlive})
 }
 
 // exchange sends CONNECT, waits for CONNACK and sends DISCONNECT.
@@ -255,5 +285,5 @@ func (p *Process) end(sig syscall.Signal) error {
 func (p *Process) Deaths() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return append([]string(nil), p.deaths...)
+	return slices.Clone(p.deaths)
 }

@@ -52,7 +52,7 @@ func listen(addr string) net.Listener {
 // actor is a Process of the test binary in a role.
 func actor(t *testing.T, role string) (p *Process, addr string) {
 	t.Helper()
-	ports, err := freePorts(1)
+	ports, err := FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}

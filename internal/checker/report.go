@@ -61,8 +61,10 @@ type Report struct {
 	// LongestPause is the longest time without any acknowledgement while
 	// publishing.
 	LongestPause Seconds `json:"longest_pause_seconds"`
-	Publishing   Seconds `json:"publishing_seconds"`
-	Drain        Seconds `json:"drain_seconds"`
+	// Rate is acknowledged publishes per second of Publishing.
+	Rate       float64 `json:"rate"`
+	Publishing Seconds `json:"publishing_seconds"`
+	Drain      Seconds `json:"drain_seconds"`
 	// DrainCut is whether the drain ended by its bound while messages were
 	// still arriving: what is lost may only be late.
 	DrainCut bool `json:"drain_cut"`
@@ -124,8 +126,8 @@ func (r *Report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: published %d, acknowledged %d, refused %d, resent %d; expected %d, arrived %d, repeats %d\n",
 		r.Seed, r.Published, r.Acknowledged, r.Refused, r.Resent, r.Expected, r.Arrived, r.Repeats)
-	fmt.Fprintf(&b, "connects %d, drops %d, closed %d; publishing %.1f s, longest pause %.2f s, drain %.1f s\n",
-		r.Connects, r.Drops, r.Closed, time.Duration(r.Publishing).Seconds(),
+	fmt.Fprintf(&b, "connects %d, drops %d, closed %d; publishing %.1f s at %.0f/s, longest pause %.2f s, drain %.1f s\n",
+		r.Connects, r.Drops, r.Closed, time.Duration(r.Publishing).Seconds(), r.Rate,
 		time.Duration(r.LongestPause).Seconds(), time.Duration(r.Drain).Seconds())
 	counts := func(title string, m map[string]int) {
 		if len(m) == 0 {

@@ -14,7 +14,8 @@ import (
 // Config says what a run does. Zero values mean what the comments say.
 type Config struct {
 	// Addrs are the brokers' MQTT addresses, at least one. A client takes one
-	// at random each time it connects.
+	// at random each time it connects, but not the one that has just refused it
+	// or did not answer, if there is another.
 	Addrs              []string
 	Username, Password string
 	// Seed drives what is random; 0: another one each time. A run with real
@@ -50,6 +51,9 @@ type Config struct {
 	// connection (1 s), PublisherDropEvery the same for publishers (5 s).
 	// Negative: never.
 	DropEvery, PublisherDropEvery time.Duration
+	// ConnackTimeout is how long a client waits for CONNACK (5 s). In a cluster
+	// the session may have to be waited for until a dead node's lease has run out.
+	ConnackTimeout time.Duration
 
 	// Faults come one at a time, one at random about every FaultEvery (4 s),
 	// counted from the end of the one before.
@@ -98,6 +102,7 @@ func (c Config) withDefaults() (Config, error) {
 	duration(&c.For, 10*time.Second)
 	duration(&c.DropEvery, time.Second)
 	duration(&c.PublisherDropEvery, 5*time.Second)
+	duration(&c.ConnackTimeout, 5*time.Second)
 	duration(&c.FaultEvery, 4*time.Second)
 	duration(&c.Drain, time.Minute)
 	duration(&c.Quiet, 10*time.Second)
@@ -203,7 +208,10 @@ func (r *run) work(ctx, clientCtx context.Context) error {
 	r.ledger.measurePauses(false)
 	r.calm.open()
 	others.Wait()
-	r.ledger.tally(func(rep *Report) { rep.Publishing = Seconds(time.Since(begun)) })
+	r.ledger.tally(func(rep *Report) {
+		took := time.Since(begun)
+		rep.Publishing, rep.Rate = Seconds(took), float64(rep.Acknowledged)/took.Seconds()
+	})
 	return err
 }
 

@@ -124,7 +124,7 @@ func (c *toyConn) flush() {
 
 func newToy(t *testing.T, fault toyFault) *toy {
 	b := &toy{t: t, fault: fault, sessions: make(map[string]*toySession), conns: make(map[*toyConn]bool)}
-	ports, err := freePorts(1)
+	ports, err := FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
