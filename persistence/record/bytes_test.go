@@ -16,7 +16,7 @@ import (
 // sample has one of everything.
 func sample() *persistence.Batch {
 	row := persistence.Session{ID: 7, Kind: persistence.Client, Name: "c", Version: herald.V5, Epoch: 2, ExpiryInterval: 300,
-		Expires: 1000, Connected: 10, Disconnected: 20}
+		Expires: 1000, Connected: 10, Disconnected: 20, Node: 3, Life: 300}
 	return &persistence.Batch{
 		Spreads: []persistence.Spread{{
 			Messages: []*herald.Message{
@@ -32,7 +32,7 @@ func sample() *persistence.Batch {
 		Sessions:    []persistence.Session{row},
 		Subscribe:   []persistence.SubscriptionOf{{Session: 7, Subscription: persistence.Subscription{Filter: "a/#", QoS: 1, NoLocal: true, RetainHandling: 2, Identifier: 9, RetainedUpTo: 4, RetainedAfter: "a"}}},
 		Unsubscribe: []persistence.FilterOf{{Session: 7, Filter: "b"}},
-		Wills:       []persistence.Will{{Session: 7, Client: "c", Delay: 5, Due: 50, Message: herald.Message{ID: 4, Topic: "w", Payload: []byte("bye")}}},
+		Wills:       []persistence.Will{{Session: 7, Client: "c", Delay: 5, Due: 50, Node: 3, Life: 300, Message: herald.Message{ID: 4, Topic: "w", Payload: []byte("bye")}}},
 		WillsGone:   []herald.SessionID{8},
 		Delete:      []persistence.Session{row},
 	}
@@ -48,12 +48,12 @@ func TestBytesStayWhatTheyAre(t *testing.T) {
 		want string
 	}{
 		{"batch", AppendBatch(nil, sample()), "" +
-			"010102210000000000000001000000000000000703612f6201787a00000000000000020000000000000007c60102010101790200000000" +
-			"000000070100000000000000080e0201ac0202010400000000000000030172017a03010000000000000007000500000000000000020401" +
-			"0000000000000008000600000000000000020100000000000000090501000000000000000800000000000000010201aa02060101000000" +
-			"00000000070005016302ac02d00f14280701000000000000000703612f2301e50900000000000000040161080100000000000000070162" +
-			"0901010000000000000007016305640000000000000000040177036279650a0100000000000000080b0101000000000000000700050163" +
-			"02ac02d00f142800"},
+			"010102210000000000000001000000000000000703612f6201787a00000000000000020000000000000007c601020101017902000000" +
+			"00000000070100000000000000080e0201ac0202010400000000000000030172017a0301000000000000000700050000000000000002" +
+			"04010000000000000008000600000000000000020100000000000000090501000000000000000800000000000000010201aa02060101" +
+			"00000000000000070005016302ac02d00f142803ac020701000000000000000703612f2301e509000000000000000401610801000000" +
+			"0000000007016209010100000000000000070163056403ac020000000000000000040177036279650a0100000000000000080b010100" +
+			"000000000000070005016302ac02d00f142803ac0200"},
 		{"entry", AppendEntry(nil, m, 2, false, nil, false), "0100013100000000000000010000000000000007c60103612f620178"},
 		{"expiring entry", AppendExpiringEntry(nil, m, 0, true, []uint32{300}, false), "0102c6010c01ac023100000000000000010000000000000007c60103612f620178"},
 		{"pointer", AppendEntry(nil, m, 2, false, nil, true), "010101"},

@@ -42,7 +42,8 @@ func anyBatch() *rapid.Generator[*persistence.Batch] {
 			b.Marks = append(b.Marks, persistence.Mark{Session: s, Low: low, Above: []herald.ID{low + 1, low + 1<<40}})
 			row := persistence.Session{ID: s, Kind: persistence.Kind(rapid.ByteMax(1).Draw(t, "kind")), Name: text.Draw(t, "name"), Version: herald.V5,
 				Epoch: rapid.Uint64().Draw(t, "epoch"), ExpiryInterval: rapid.Uint32().Draw(t, "interval"), Expires: rapid.Int64().Draw(t, "expires"),
-				Connected: rapid.Int64().Draw(t, "connected"), Disconnected: rapid.Int64().Draw(t, "disconnected")}
+				Connected: rapid.Int64().Draw(t, "connected"), Disconnected: rapid.Int64().Draw(t, "disconnected"),
+				Node: rapid.Uint16().Draw(t, "node"), Life: rapid.Uint64().Draw(t, "life")}
 			b.Sessions = append(b.Sessions, row)
 			b.Delete = append(b.Delete, row)
 			b.Subscribe = append(b.Subscribe, persistence.SubscriptionOf{Session: s, Subscription: persistence.Subscription{Filter: text.Draw(t, "filter"),
@@ -51,7 +52,8 @@ func anyBatch() *rapid.Generator[*persistence.Batch] {
 				RetainedAfter: text.Draw(t, "after"), RetainedUpTo: ids.Draw(t, "up to")}})
 			b.Unsubscribe = append(b.Unsubscribe, persistence.FilterOf{Session: s, Filter: text.Draw(t, "filter")})
 			b.Wills = append(b.Wills, persistence.Will{Session: s, Client: text.Draw(t, "client"), Message: *msg.Draw(t, "will"),
-				Delay: rapid.Uint32().Draw(t, "delay"), Due: rapid.Int64().Draw(t, "due")})
+				Delay: rapid.Uint32().Draw(t, "delay"), Due: rapid.Int64().Draw(t, "due"),
+				Node: rapid.Uint16().Draw(t, "keeper"), Life: rapid.Uint64().Draw(t, "its life")})
 			b.WillsGone = append(b.WillsGone, s)
 		}
 		return b

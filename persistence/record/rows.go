@@ -90,7 +90,9 @@ func AppendSession(b []byte, s *persistence.Session) []byte {
 	b = binary.AppendUvarint(b, uint64(s.ExpiryInterval))
 	b = binary.AppendVarint(b, s.Expires)
 	b = binary.AppendVarint(b, s.Connected)
-	return binary.AppendVarint(b, s.Disconnected)
+	b = binary.AppendVarint(b, s.Disconnected)
+	b = binary.AppendUvarint(b, uint64(s.Node))
+	return binary.AppendUvarint(b, s.Life)
 }
 
 // Session decodes what AppendSession wrote.
@@ -105,6 +107,8 @@ func (d *Decoder) Session() (s persistence.Session) {
 	s.Expires = d.varint()
 	s.Connected = d.varint()
 	s.Disconnected = d.varint()
+	s.Node = uint16(d.uvarint())
+	s.Life = d.uvarint()
 	return s
 }
 
@@ -170,6 +174,8 @@ func AppendWill(b []byte, w *persistence.Will) []byte {
 	b = appendString(b, w.Client)
 	b = binary.AppendUvarint(b, uint64(w.Delay))
 	b = binary.AppendVarint(b, w.Due)
+	b = binary.AppendUvarint(b, uint64(w.Node))
+	b = binary.AppendUvarint(b, w.Life)
 	return AppendMessage(b, &w.Message, nil)
 }
 
@@ -180,6 +186,8 @@ func (d *Decoder) Will() (w persistence.Will) {
 	w.Client = d.string()
 	w.Delay = uint32(d.uvarint())
 	w.Due = d.varint()
+	w.Node = uint16(d.uvarint())
+	w.Life = d.uvarint()
 	d.Message(&w.Message, nil)
 	return w
 }
