@@ -47,6 +47,10 @@ type Cluster interface {
 	// its window without effect. To be called by who has claimed the session from a
 	// life that is Finished, before it reads the window.
 	Seal(ctx context.Context, s herald.SessionID) error
+	// Observe tells the store of an ID that another node has made: what is written
+	// from then on is newer than what that node had written when it made it,
+	// however far apart the two clocks are.
+	Observe(id herald.ID)
 }
 
 // MemberState tells what became of a life.
