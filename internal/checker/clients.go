@@ -17,7 +17,7 @@ func newRun(cfg Config) *run {
 	r := &run{
 		cfg: cfg,
 		ledger: &ledger{
-			run: id, start: time.Now(),
+			run: id, start: time.Now(), onAck: cfg.Acknowledged, onReason: cfg.Refused,
 			streams: make(map[[2]uint16]*stream),
 			report:  Report{Seed: cfg.Seed},
 		},

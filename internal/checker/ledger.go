@@ -15,6 +15,8 @@ type ledger struct {
 	start     time.Time
 	streams   map[[2]uint16]*stream // by publisher and topic
 	audiences []*audience
+	onAck     func(time.Time)         // may be nil
+	onReason  func(time.Time, string) // may be nil
 
 	mu      sync.Mutex // guards below
 	report  Report
@@ -58,6 +60,9 @@ func (l *ledger) faultBefore(at time.Duration) string {
 
 // reason counts what a broker said.
 func (l *ledger) reason(text string) {
+	if l.onReason != nil {
+		l.onReason(time.Now(), text)
+	}
 	l.tally(func(r *Report) {
 		if r.Reasons == nil {
 			r.Reasons = make(map[string]int)
@@ -153,6 +158,9 @@ func (l *ledger) acknowledged(s *stream, seq uint64, reason byte) {
 			return
 		}
 		r.Acknowledged++
+		if l.onAck != nil {
+			l.onAck(now)
+		}
 		if !l.lastAck.IsZero() {
 			if pause := Seconds(now.Sub(l.lastAck)); pause > r.LongestPause {
 				r.LongestPause = pause

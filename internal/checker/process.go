@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -28,7 +29,7 @@ type Process struct {
 	// Fixed before Start.
 	Path string
 	Args []string
-	Env  []string // added to this process's environment
+	Env  []string // added to [Environ]
 	Dir  string
 	// Addr is asked with an MQTT CONNECT, and URL with GET, until both are
 	// satisfied: the process is ready. Either may be empty.
@@ -76,6 +77,12 @@ func (t *tail) String() string {
 	return string(bytes.TrimSpace(t.buf))
 }
 
+// Environ is this process's environment without what configures a broker
+// (HERALD_...): a test's own variables would be refused there as unknown keys.
+func Environ() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "HERALD_") })
+}
+
 // Start starts the process and returns when it is ready. Where the system can,
 // it is killed when this process ends.
 func (p *Process) Start(ctx context.Context) error {
@@ -83,7 +90,7 @@ func (p *Process) Start(ctx context.Context) error {
 	defer p.turn.Unlock()
 	cmd := exec.Command(p.Path, p.Args...)
 	cmd.Dir = p.Dir
-	cmd.Env = append(os.Environ(), p.Env...)
+	cmd.Env = append(Environ(), p.Env...)
 	cmd.Stdout, cmd.Stderr = &p.tail, &p.tail
 	p.tail.mu.Lock()
 	p.tail.log, p.tail.buf = p.Log, nil

@@ -67,6 +67,13 @@ type Config struct {
 	// nothing has arrived for Quiet (10 s) although all clients are connected.
 	Drain, Quiet time.Duration
 
+	// Acknowledged is told of every PUBACK and PUBREC that accepts a publish, and
+	// Refused of what a broker gave as a reason for refusing one, for closing a
+	// connection or for not accepting it, as Report.Reasons has it. Both are called by
+	// several goroutines, with locks held: they return at once. nil is nobody.
+	Acknowledged func(at time.Time)
+	Refused      func(at time.Time, reason string)
+
 	// Log gets a line now and then, if not nil.
 	Log func(format string, args ...any)
 }
