@@ -1,0 +1,170 @@
+package membership
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/herald-mqtt/herald"
+)
+
+// Status is what a node says of itself, in its row.
+type Status struct {
+	// Clock is its hybrid clock. In a [Peer] it is 0 when it is not to be followed:
+	// see [Options.MaxSkew].
+	Clock herald.ID
+	// Closed: nothing at or below will be committed by this node any more. 0: it has
+	// not said so of anything yet.
+	Closed  herald.ID
+	Bridge  bool   // it reaches Redis
+	Address string // what a client is told as server reference; may be empty
+	// Looked tells for each node up to which of its lives this node has looked at its
+	// own sessions' inboxes since that life was Finished. Lives that were over when
+	// this node's life began are counted.
+	Looked map[uint16]uint64
+	// Met tells for each node the newest life of it that this node was told of
+	// ([Handler.Peers] has returned).
+	Met map[uint16]uint64
+	// Covered tells for each node up to which ID its commits were looked for or
+	// received here.
+	Covered map[uint16]herald.ID
+	Leaving bool  // it drains
+	Version uint8 // of the encoding
+}
+
+// The layout, numbers in big-endian order:
+//
+//	version 1 | flags 1 | clock 8 | closed 8 | length of address 1 | address
+//	| looked: count 2, each node 2, life 8
+//	| met: the same
+//	| covered: count 2, each node 2, ID 8
+//
+// Nodes rise within a list.
+const (
+	statusVersion = 1
+	maxAddress    = 255
+	maxStatus     = 19 + maxAddress + 3*(2+10*(herald.MaxNode+1))
+
+	flagBridge  = 1
+	flagLeaving = 2
+)
+
+// encode appends nothing that decodeStatus would refuse: what is out of bounds is
+// left out, a longer address is cut.
+func (s Status) encode() []byte {
+	address := s.Address[:min(len(s.Address), maxAddress)]
+	var flags byte
+	if s.Bridge {
+		flags |= flagBridge
+	}
+	if s.Leaving {
+		flags |= flagLeaving
+	}
+	b := make([]byte, 0, 25+len(address)+10*(len(s.Looked)+len(s.Met)+len(s.Covered)))
+	b = append(b, statusVersion, flags)
+	b = binary.BigEndian.AppendUint64(b, uint64(s.Clock))
+	b = binary.BigEndian.AppendUint64(b, uint64(s.Closed))
+	b = append(b, byte(len(address)))
+	b = append(b, address...)
+	b = appendNodes(b, s.Looked)
+	b = appendNodes(b, s.Met)
+	return appendNodes(b, s.Covered)
+}
+
+func appendNodes[V ~uint64](b []byte, m map[uint16]V) []byte {
+	at := len(b)
+	b = append(b, 0, 0)
+	count := uint16(0)
+	for _, node := range slices.Sorted(maps.Keys(m)) {
+		if node > herald.MaxNode {
+			break
+		}
+		b = binary.BigEndian.AppendUint16(b, node)
+		b = binary.BigEndian.AppendUint64(b, uint64(m[node]))
+		count++
+	}
+	binary.BigEndian.PutUint16(b[at:], count)
+	return b
+}
+
+// decodeStatus reads what encode has written; any other bytes are an error.
+func decodeStatus(b []byte) (Status, error) {
+	if len(b) > maxStatus {
+		return Status{}, fmt.Errorf("membership: status of %d bytes: %w", len(b), herald.ErrCorrupt)
+	}
+	if len(b) > 0 && b[0] > statusVersion {
+		return Status{}, fmt.Errorf("membership: status version %d: %w", b[0], herald.ErrSchemaNewer)
+	}
+	r := reader{b: b}
+	s := Status{Version: r.byte()}
+	flags := r.byte()
+	s.Bridge, s.Leaving = flags&flagBridge != 0, flags&flagLeaving != 0
+	s.Clock, s.Closed = herald.ID(r.uint64()), herald.ID(r.uint64())
+	s.Address = string(r.take(int(r.byte())))
+	s.Looked = readNodes[uint64](&r)
+	s.Met = readNodes[uint64](&r)
+	s.Covered = readNodes[herald.ID](&r)
+	if r.bad || len(r.b) > 0 || s.Version != statusVersion || flags&^(flagBridge|flagLeaving) != 0 {
+		return Status{}, fmt.Errorf("membership: status: %w", herald.ErrCorrupt)
+	}
+	return s, nil
+}
+
+// reader takes fields off b. Once there was too little, all that follows is zero.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) take(n int) []byte {
+	if r.bad || len(r.b) < n {
+		r.bad = true
+		return nil
+	}
+	b := r.b[:n]
+	r.b = r.b[n:]
+	return b
+}
+
+func (r *reader) byte() byte {
+	if b := r.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (r *reader) uint16() uint16 {
+	if b := r.take(2); b != nil {
+		return binary.BigEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (r *reader) uint64() uint64 {
+	if b := r.take(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
+}
+
+func readNodes[V ~uint64](r *reader) map[uint16]V {
+	count := int(r.uint16())
+	if r.bad || len(r.b) < 10*count {
+		r.bad = true
+		return nil
+	}
+	if count == 0 {
+		return nil
+	}
+	m := make(map[uint16]V, count)
+	for i, last := 0, uint16(0); i < count; i++ {
+		node := r.uint16()
+		if node > herald.MaxNode || i > 0 && node <= last {
+			r.bad = true
+			return nil
+		}
+		m[node], last = V(r.uint64()), node
+	}
+	return m
+}
