@@ -33,6 +33,7 @@ var rooms = map[string][]string{
 	"broker/session":  {"", "broker/wire", "persistence"},
 	"broker/listen":   {"", "broker/config", "broker/wire"},
 	"broker/retained": {"", "broker/wire", "persistence"},
+
 	"broker/membership": {"", "persistence"},
 
 	"cmd":      {"", "broker", "hooks", "persistence", "internal"},
