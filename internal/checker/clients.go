@@ -116,6 +116,17 @@ func (r *run) subscribes(c *client, kind int, qos byte, topics []string) {
 	base := fmt.Sprintf("checker/%x/", r.ledger.run)
 	below := base + "t/"
 	switch shape := kind % 4; {
+	case r.cfg.Narrow:
+		own := topics[kind%len(topics)]
+		c.in.filters = []subscription{{own, qos}}
+		if shape == 1 {
+			c.in.filters[0].filter = base + "+/" + own[len(below):]
+		} else if shape == 2 && !r.cfg.Plain { // overlapping; the highest QoS counts
+			c.in.filters = append(c.in.filters, subscription{base + "+/" + own[len(below):], 1})
+		} else if shape == 3 {
+			next := topics[(kind+1)%len(topics)]
+			c.in.filters = append(c.in.filters, subscription{next, qos})
+		}
 	case shape == 0:
 		for _, topic := range topics {
 			c.in.filters = append(c.in.filters, subscription{topic, qos})

@@ -47,6 +47,9 @@ type Config struct {
 	// copies [MQTT-3.3.5-1] (Herald is held to one), and small receive maximums,
 	// which mosquitto 2.0.11 does not keep while it empties its queue.
 	Plain bool
+	// Narrow has each subscriber take only one or two of the topics, in turn, so
+	// that a publish is for about a quarter of them, not for most.
+	Narrow bool
 	// DropEvery is the mean time after which a subscriber breaks its
 	// connection (1 s), PublisherDropEvery the same for publishers (5 s).
 	// Negative: never.

@@ -32,6 +32,9 @@ const (
 var FaultNames = []string{NoFault, KillBroker, PauseBroker, DrainBroker, KillRedis,
 	CutRedis, CutStore, CutBoth, KillDB, ClockAhead}
 
+// ErrNoRedis: one broker alone has no Redis that could be harmed.
+var ErrNoRedis = errors.New("clustertest: there is no Redis")
+
 // Needs changes options to what a fault needs.
 func Needs(fault string, opts *Options) {
 	switch fault {
@@ -66,7 +69,7 @@ func (c *Cluster) Fault(name string) (checker.Fault, error) {
 		return nil, fmt.Errorf("clustertest: there is no fault %q: %s", name, strings.Join(FaultNames, ", "))
 	}
 	if c.Redis == nil && (name == KillRedis || name == CutRedis || name == CutBoth) {
-		return nil, fmt.Errorf("clustertest: %s: one broker alone has no Redis", name)
+		return nil, fmt.Errorf("%w: %s", ErrNoRedis, name)
 	}
 	return f, nil
 }
@@ -193,7 +196,7 @@ func (c *Cluster) Check(ctx context.Context, cfg checker.Config, faults ...strin
 	if cfg.ConnackTimeout == 0 {
 		// A session of a dead node is there when the node's lease has run out and
 		// its death is settled.
-		cfg.ConnackTimeout = 15 * time.Second
+		cfg.ConnackTimeout = 8 * time.Second
 	}
 	return checker.Run(ctx, cfg)
 }
