@@ -2,11 +2,13 @@ package scylla
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/gocql/gocql"
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
@@ -101,17 +103,29 @@ func (c *circuit) close() {
 	c.s.log.Info("the database answers again")
 }
 
-// probe tries a write.
+// probe tries a write; a read, while this node has no row to write.
 func (s *Store) probe() error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
 	defer cancel()
-	return s.saveClock(ctx)
+	if s.mayKeepClock() {
+		return s.saveClock(ctx)
+	}
+	var clock, low, high *int64
+	err := s.query(ctx, getNode, int32(0)).Scan(&clock, &low, &high)
+	if errors.Is(err, gocql.ErrNotFound) {
+		err = nil
+	}
+	return err
 }
 
-// saveClock keeps the highest timestamp and ID for the next run.
+// saveClock keeps the highest timestamp and ID for the next run; in a cluster,
+// those that will not be passed before this is called again.
 func (s *Store) saveClock(ctx context.Context) error {
+	if l := s.life.Load(); l != nil {
+		return s.raiseCeiling(ctx, l)
+	}
 	seen := max(s.clock.last.Load(), idStamp(herald.ID(s.maxID.Load())))
-	return s.query(ctx, putClock, int32(s.opts.Node), max(seen, s.clock.now()), int32(0), s.clock.next()).Exec()
+	return s.query(ctx, putClock, int32(s.number.Load()), max(seen, s.clock.now()), int32(0), s.clock.next()).Exec()
 }
 
 // keep watches the circuit and keeps the clock.
@@ -141,7 +155,7 @@ func (s *Store) keep() {
 			if s.circuit.check(s.exec.oldest()) {
 				s.exec.wake()
 			}
-			s.line.pass(s.circuit.reason() != nil, mono()-int64(s.opts.GiveUp))
+			s.line.pass(s.circuit.reason() != nil || s.fenced(s.life.Load()) != nil, mono()-int64(s.opts.GiveUp))
 			every := int64(time.Second)
 			if s.circuit.reason() != nil {
 				every = int64(s.opts.Patience) / 4

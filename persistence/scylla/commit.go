@@ -27,6 +27,9 @@ type job struct {
 	after  []func(error) // when all is through, before done
 	bound  atomic.Bool   // it may not be given up any more: see executor
 	since  int64         // when it was committed
+	fenced bool          // its rows are written under a lease only: see fenced
+	life   *life         // that it was committed in
+	until  int64         // its last timestamp
 	passed atomic.Bool   // later ones are done without it
 
 	// Guarded by line.mu.
@@ -45,8 +48,11 @@ type step struct {
 // Commit implements [persistence.Store]. Batches over several partitions are not
 // atomic, except as the package comment says.
 func (s *Store) Commit(b *persistence.Batch, done func(error)) {
-	j := &job{s: s, batch: b, done: done, since: mono()}
+	j := &job{s: s, batch: b, done: done, since: mono(), fenced: true, life: s.life.Load()}
 	err := s.plan(j)
+	if err == nil {
+		err = s.fenced(j.life)
+	}
 	if err == nil {
 		err = s.exec.admit(j)
 	}
@@ -70,6 +76,9 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 	if j.whole != 0 {
 		s.intents.begin(s, j)
 	}
+	if l := j.life; l != nil && max(j.until, idStamp(herald.ID(s.ownID.Load()))) > l.ceiling.Load() {
+		j.steps = append([]step{{make: func() ([]write, error) { return nil, s.awaitCeiling(j) }}}, j.steps...)
+	}
 	for i := range b.Spreads {
 		s.flights.depart(j, &b.Spreads[i])
 	}
@@ -87,11 +96,17 @@ func (j *job) next() {
 			j.end(nil)
 			return
 		}
+		if j.fenced && !j.bound.Load() {
+			if err := j.s.fenced(j.life); err != nil {
+				j.end(err)
+				return
+			}
+		}
 		st := &j.steps[j.at]
 		if st.make != nil {
 			go func() {
 				ws, err := st.make()
-				for tries := 0; err != nil && st.must && j.s.exec.pause(tries); tries++ {
+				for tries := 0; err != nil && st.must && !j.life.ended() && j.s.exec.pause(tries); tries++ {
 					ws, err = st.make()
 				}
 				if err != nil {

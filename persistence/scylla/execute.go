@@ -1,6 +1,7 @@
 package scylla
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
@@ -19,6 +20,10 @@ import (
 // it will be found one day, and a publisher that hears of a failure sends again,
 // under another ID: the message would come twice. So such a batch waits for the
 // database to come back, and its publisher with it.
+//
+// The same holds for a lease that has run out (fenced): while it may be renewed, a
+// batch whose intent may stand waits; when the life is over it ends, and whoever
+// finishes that life carries the intent out. What has no intent fails at once.
 type executor struct {
 	// Fixed at construction.
 	s     *Store
@@ -51,8 +56,10 @@ type pack struct {
 }
 
 type packKey struct {
-	part part
-	must bool
+	part   part
+	must   bool
+	fenced bool
+	life   *life
 }
 
 type owner struct {
@@ -99,6 +106,21 @@ func (x *executor) admit(j *job) error {
 	}
 }
 
+// idle returns when nothing is under way.
+func (x *executor) idle(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, x.wake)
+	defer stop()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for x.jobs > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		x.room.Wait()
+	}
+	return nil
+}
+
 func (x *executor) dismiss(j *job) {
 	x.mu.Lock()
 	x.bytes -= j.size
@@ -120,7 +142,7 @@ func (x *executor) submit(j *job, ws []write, must bool) {
 	defer x.mu.Unlock()
 	for i := range ws {
 		w := &ws[i]
-		key := packKey{w.part, must}
+		key := packKey{w.part, must, j.fenced, j.life}
 		if w.part != (part{}) {
 			if p := x.open[key]; p != nil && p.bytes+w.size <= maxPackBytes && len(p.writes) < maxPackRows {
 				p.writes = append(p.writes, *w)
@@ -197,6 +219,11 @@ func (x *executor) oldest() int64 {
 }
 
 func (x *executor) write(p *pack) error {
+	if p.key.fenced {
+		if err := x.s.fenced(p.key.life); err != nil {
+			return err
+		}
+	}
 	if err := x.s.circuit.reason(); err != nil {
 		return err
 	}
@@ -224,7 +251,11 @@ func (x *executor) settle(p *pack, err error) {
 		return
 	}
 	broken := x.s.circuit.reason() != nil
-	if !lasting(err) {
+	if errors.Is(err, errFenced) {
+		if p.must && !p.key.life.ended() && x.again(p, false) {
+			return
+		}
+	} else if !lasting(err) {
 		if !broken {
 			x.s.circuit.failed()
 		}

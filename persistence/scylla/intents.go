@@ -72,7 +72,7 @@ func (in *intents) begin(s *Store, j *job) {
 		row := binary.BigEndian.AppendUint64([]byte{record.V1}, uint64(j.whole))
 		row = record.AppendBatch(row, b)
 		first.writes = append(first.writes, write{stmt: putIntent, part: part{partIntent, in.bucket, 0}, size: len(row) + 64,
-			args: []any{int32(s.opts.Node), in.bucket, in.id, row, int32(0), j.whole}})
+			args: []any{int32(s.number.Load()), in.bucket, in.id, row, int32(0), j.whole}})
 	}
 	allowed := in.bucket <= in.high
 	ahead := in.bucket > in.high-bucketsAhead/2
@@ -84,29 +84,38 @@ func (in *intents) begin(s *Store, j *job) {
 		go func() { _ = in.reserve(s, n.bucket+bucketsAhead/2) }()
 	}
 	j.steps = append(steps, j.steps...)
-	j.after = append(j.after, func(err error) { in.end(s, j.whole, n, err) })
+	j.after = append(j.after, func(err error) { in.end(s, n, err, j.bound.Load()) })
 }
 
 // end removes a batch's intents when they are carried out, or when it is certain
-// that they cannot be. Else they wait for the next start.
-func (in *intents) end(s *Store, ts int64, n notes, err error) {
+// that they cannot be. Else they wait for the next start, or for whoever finishes
+// this life. written: some may stand in the database.
+func (in *intents) end(s *Store, n notes, err error, written bool) {
+	if err != nil && !written {
+		in.release(n.bucket)
+		return
+	}
 	if err != nil && !lasting(err) {
 		return
 	}
 	ws := make([]write, len(n.ids))
 	for i, id := range n.ids {
-		ws[i] = write{stmt: delIntent, part: part{partIntent, n.bucket, 1}, size: 64, args: []any{s.clock.next(), int32(s.opts.Node), n.bucket, id}}
+		ws[i] = write{stmt: delIntent, part: part{partIntent, n.bucket, 1}, size: 64, args: []any{s.clock.next(), int32(s.number.Load()), n.bucket, id}}
 	}
 	s.background(ws, func(err error) {
-		if err != nil {
-			return
-		}
-		in.mu.Lock()
-		defer in.mu.Unlock()
-		if in.open[n.bucket]--; in.open[n.bucket] == 0 {
-			delete(in.open, n.bucket)
+		if err == nil {
+			in.release(n.bucket)
 		}
 	})
+}
+
+// release tells that nothing of a batch is left in a bucket.
+func (in *intents) release(bucket int64) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.open[bucket]--; in.open[bucket] <= 0 {
+		delete(in.open, bucket)
+	}
 }
 
 // reserve lets the node's row allow buckets up to upTo and some more.
@@ -159,14 +168,14 @@ func (in *intents) lowestLocked() int64 {
 }
 
 func (s *Store) saveBuckets(ctx context.Context, low, high int64) error {
-	return s.query(ctx, putBuckets, int32(s.opts.Node), low, high, int32(0), s.clock.next()).Exec()
+	return s.query(ctx, putBuckets, int32(s.number.Load()), low, high, int32(0), s.clock.next()).Exec()
 }
 
 // removeBuckets removes the partitions from one bucket to before another.
 func (s *Store) removeBuckets(from, to int64) {
 	var ws []write
 	for b := from; b < to; b++ {
-		ws = append(ws, write{stmt: delIntents, size: 64, args: []any{s.clock.next(), int32(s.opts.Node), b}})
+		ws = append(ws, write{stmt: delIntents, size: 64, args: []any{s.clock.next(), int32(s.number.Load()), b}})
 	}
 	if len(ws) > 0 {
 		s.background(ws, nil)
@@ -174,22 +183,34 @@ func (s *Store) removeBuckets(from, to int64) {
 }
 
 // recover finishes what the node's last run had begun, and takes its clock over.
+// The clock of a node without a cluster is written about once a second.
 func (s *Store) recover() error {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	return s.takeOver(ctx, true, time.Second)
+}
+
+// takeOver begins where the last run with this number has ended: with a clock that
+// is ahead of what was saved of its, and with buckets that it has never used. finish:
+// what it had begun is carried out; else it is void.
+func (s *Store) takeOver(ctx context.Context, finish bool, ahead time.Duration) error {
 	in := &s.intents
-	in.open = make(map[int64]int)
-	var clock, low, high *int64
-	err := s.one(s.ctx, getNode, []any{int32(s.opts.Node)}, &clock, &low, &high)
-	if err != nil && !errors.Is(err, gocql.ErrNotFound) {
-		return fmt.Errorf("read the node's row: %w", unavailable(err))
+	in.mu.Lock()
+	in.open, in.used = make(map[int64]int), 0
+	in.mu.Unlock()
+	clock, low, high, err := s.nodeRow(ctx, uint16(s.number.Load()))
+	if err != nil {
+		return err
 	}
-	if clock != nil {
-		s.clock.saw(*clock + int64(time.Second/time.Microsecond)) // it is written about once a second
-		s.maxID.Store(uint64(herald.IDAt(*clock/1000 + 1)))
+	if clock != 0 {
+		s.clock.saw(clock + ahead.Microseconds())
+		raise(&s.maxID, uint64(herald.IDAt(clock/1000+1)))
 	}
-	if low != nil && high != nil {
+	bucket, gone := int64(0), int64(0)
+	if high >= low {
 		n := 0
-		for b := *low; b <= *high; b++ {
-			k, err := s.finish(b)
+		for b := low; b <= high && finish; b++ {
+			k, err := s.finish(ctx, uint16(s.number.Load()), b, nil)
 			if err != nil {
 				return fmt.Errorf("finish what was begun: %w", err)
 			}
@@ -198,26 +219,50 @@ func (s *Store) recover() error {
 		if n > 0 {
 			s.log.Info("finished what the last run had begun", zap.Int("intents", n))
 		}
-		in.bucket, in.gone = *high+1, *low
+		bucket, gone = high+1, low
 	}
-	in.low, in.high = in.bucket, in.bucket+bucketsAhead
-	ctx, cancel := context.WithTimeout(s.ctx, s.opts.GiveUp)
+	sctx, cancel := context.WithTimeout(ctx, s.opts.GiveUp)
 	defer cancel()
-	if err := s.saveBuckets(ctx, in.low, in.high); err != nil {
+	if err := s.saveBuckets(sctx, bucket, bucket+bucketsAhead); err != nil {
 		return fmt.Errorf("write the node's row: %w", unavailable(err))
 	}
-	s.removeBuckets(in.gone, in.bucket)
-	in.gone = in.bucket
+	s.removeBuckets(gone, bucket)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.bucket, in.low, in.high, in.gone = bucket, bucket, bucket+bucketsAhead, bucket
 	return nil
 }
 
-// finish carries out the intents of one bucket.
-func (s *Store) finish(bucket int64) (n int, err error) {
-	rows := s.rows(s.ctx, getIntents, 100, int32(s.opts.Node), bucket)
+// nodeRow reads a node's row: its clock, and the buckets that may hold intents; none
+// if high is below low.
+func (s *Store) nodeRow(ctx context.Context, node uint16) (clock, low, high int64, err error) {
+	var c, l, h *int64
+	err = s.one(ctx, getNode, []any{int32(node)}, &c, &l, &h)
+	if err != nil && !errors.Is(err, gocql.ErrNotFound) {
+		return 0, 0, 0, fmt.Errorf("read the node's row: %w", unavailable(err))
+	}
+	low, high = 0, -1
+	if c != nil {
+		clock = *c
+	}
+	if l != nil && h != nil {
+		low, high = *l, *h
+	}
+	return clock, low, high, nil
+}
+
+// finish carries out the intents of one bucket: those that only has, if it is not
+// nil.
+func (s *Store) finish(ctx context.Context, node uint16, bucket int64, only map[int64]bool) (n int, err error) {
+	rows := s.rows(ctx, getIntents, 100, int32(node), bucket)
 	defer rows.close()
 	var id int64
 	var row []byte
 	for rows.next(&id, &row) {
+		if only != nil && !only[id] {
+			row = nil
+			continue
+		}
 		d := record.Decoder{B: row}
 		d.Version()
 		ts := int64(d.Uint64())

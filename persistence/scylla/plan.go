@@ -20,6 +20,7 @@ func (s *Store) plan(j *job) error {
 		return err
 	}
 	j.after = p.after
+	j.until = p.ts + int64(len(b.Delete))
 	if len(p.first) > 0 {
 		j.steps = append(j.steps, step{writes: p.first})
 	}

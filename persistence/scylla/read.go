@@ -40,6 +40,10 @@ func (s *Store) once(ctx context.Context, key string, f func(ctx context.Context
 
 // Session implements [persistence.Store]. It is never answered from memory: the
 // row may be another node's by now.
+//
+// Who reads what is a session's goes on in writing it. So these reads take the
+// timestamps of what they find into the clock: what is written next is newer, also
+// if the clock of the node that had the session before is ahead.
 func (s *Store) Session(ctx context.Context, kind persistence.Kind, name string) (persistence.Session, error) {
 	if err := s.enter(ctx); err != nil {
 		return persistence.Session{}, fmt.Errorf("read session: %w", err)
@@ -54,9 +58,11 @@ func (s *Store) Session(ctx context.Context, kind persistence.Kind, name string)
 
 func (s *Store) session(ctx context.Context, key []byte) (persistence.Session, error) {
 	var b []byte
-	if err := s.one(ctx, getSession, []any{key}, &b); err != nil {
+	var at int64
+	if err := s.one(ctx, getSessionTime, []any{key}, &b, &at); err != nil {
 		return persistence.Session{}, err
 	}
+	s.clock.saw(at)
 	d := record.Decoder{B: b}
 	row := d.Session()
 	if d.Err != nil {
@@ -76,8 +82,10 @@ func (s *Store) Subscriptions(ctx context.Context, id herald.SessionID) ([]persi
 	defer cancel()
 	rows := s.rows(ctx, getSubscriptions, 500, int64(id))
 	var filter, row []byte
+	var at int64
 	var subs []persistence.Subscription
-	for rows.next(&filter, &row) {
+	for rows.next(&filter, &row, &at) {
+		s.clock.saw(at)
 		if sub, ok := s.subscription(id, filter, row); ok {
 			subs = append(subs, sub)
 		}
@@ -110,9 +118,10 @@ func (s *Store) Window(ctx context.Context, id herald.SessionID) (persistence.Wi
 	rows := s.rows(ctx, getWindow, 2000, int64(id), slotSettled)
 	var w persistence.Window
 	var slot int8
-	var key int64
+	var key, at int64
 	var row []byte
-	for rows.next(&slot, &key, &row) {
+	for rows.next(&slot, &key, &row, &at) {
+		s.clock.saw(at)
 		if len(row) == 0 {
 			continue // free
 		}

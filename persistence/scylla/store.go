@@ -59,8 +59,13 @@ type Options struct {
 	// Dial opens connections; nil is the network.
 	Dial gocql.Dialer
 
-	// Node is the number of this node, which no other uses at the same time.
+	// Node is the number of this node, which no other uses at the same time. Not in
+	// a cluster.
 	Node uint16
+	// Cluster: several nodes have the database at the same time, and Join gives this
+	// one its number. Until then the store can be read from, and nothing can be
+	// committed. Retained messages are not cached: see CacheTTL.
+	Cluster bool
 	// Logger gets what an operator should know; nil is nobody.
 	Logger *zap.Logger
 	// InlineUpTo is the number of targets up to which a message is kept in each
@@ -130,6 +135,9 @@ func (o Options) withDefaults() Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Cluster {
+		o.CacheTTL = -1
+	}
 	return o
 }
 
@@ -153,9 +161,16 @@ type Store struct {
 	sweeps  sweeper
 	slow    gocql.SpeculativeExecutionPolicy // of reads
 
+	number  atomic.Uint32        // of this node
+	life    atomic.Pointer[life] // in a cluster, from Join on
+	lease   atomic.Pointer[func() bool]
+	joining sync.Mutex
+	beating unsure
+
 	maxID   atomic.Uint64
-	corrupt atomic.Int64 // rows that could not be decoded
-	pageRow atomic.Int64 // mean weight of an inbox row that was read, in bytes
+	ownID   atomic.Uint64 // of those that this node has made
+	corrupt atomic.Int64  // rows that could not be decoded
+	pageRow atomic.Int64  // mean weight of an inbox row that was read, in bytes
 
 	mu      sync.Mutex // guards below
 	closed  bool
@@ -209,7 +224,10 @@ func (s *Store) open() error {
 	s.circuit.init(s)
 	s.line = newLine()
 	s.exec = newExecutor(s)
-	if err := s.recover(); err != nil {
+	s.number.Store(uint32(s.opts.Node))
+	if s.opts.Cluster {
+		// Join does the rest.
+	} else if err := s.recover(); err != nil {
 		s.exec.stop()
 		s.line.stop()
 		return err
@@ -238,7 +256,7 @@ func (s *Store) Close() error {
 	s.exec.stop()
 	s.line.stop()
 	var err error
-	if s.circuit.reason() == nil {
+	if s.circuit.reason() == nil && s.mayKeepClock() {
 		ctx, cancel := context.WithTimeout(context.Background(), s.opts.Timeout)
 		defer cancel()
 		err = s.saveClock(ctx)
@@ -287,12 +305,16 @@ func (s *Store) MaxID() herald.ID { return herald.ID(s.maxID.Load()) }
 
 // sawID keeps track of the highest ID, and the clock above it.
 func (s *Store) sawID(id uint64) {
+	raise(&s.maxID, id)
+	if herald.ID(id).Node() == uint16(s.number.Load()) {
+		raise(&s.ownID, id)
+	}
+}
+
+func raise(v *atomic.Uint64, to uint64) {
 	for {
-		v := s.maxID.Load()
-		if id <= v {
-			return
-		}
-		if s.maxID.CompareAndSwap(v, id) {
+		old := v.Load()
+		if to <= old || v.CompareAndSwap(old, to) {
 			return
 		}
 	}

@@ -64,8 +64,10 @@ var (
 // The reads.
 var (
 	getSession       = prepare(qb.Select("session").Columns("row").Where(qb.Eq("key")))
-	getSubscriptions = prepare(qb.Select("subscription").Columns("filter", "row").Where(qb.Eq("session")))
-	getWindow        = prepare(qb.Select("window").Columns("slot", "key", "row").Where(qb.Eq("session"), qb.Lt("slot")))
+	getSessionTime   = prepare(qb.Select("session").Columns("row", "WRITETIME(row)").Where(qb.Eq("key")))
+	getSubscriptions = prepare(qb.Select("subscription").Columns("filter", "row", "WRITETIME(row)").Where(qb.Eq("session")))
+	getWindow        = prepare(qb.Select("window").Columns("slot", "key", "row", "WRITETIME(row)").Where(qb.Eq("session"), qb.Lt("slot")))
+	getWholeWindow   = prepare(qb.Select("window").Columns("slot", "key", "row", "WRITETIME(row)").Where(qb.Eq("session")))
 	getSettled       = prepare(qb.Select("window").Columns("key").Where(qb.Eq("session"), qb.Eq("slot"), qb.Gt("key")))
 	getSwept         = prepare(qb.Select("window").Columns("row").Where(qb.Eq("session"), qb.Eq("slot"), qb.Eq("key")))
 	getInbox         = prepare(qb.Select("inbox").Columns("id", "row").Where(qb.Eq("session"), qb.Eq("bucket"), qb.GtNamed("id", "after"), qb.LtOrEqNamed("id", "upto")))
@@ -77,6 +79,7 @@ var (
 	getExpiry        = prepare(qb.Select("expiry").Columns("expires", "key").Where(qb.Eq("bucket"), qb.Eq("shard"), qb.LtOrEq("expires")))
 	getExpiryBuckets = prepare(qb.Select("expiry_bucket").Columns("bucket").Where(qb.Eq("part"), qb.LtOrEq("bucket")))
 	getIntents       = prepare(qb.Select("intent").Columns("id", "row").Where(qb.Eq("node"), qb.Eq("bucket")))
+	getIntentIDs     = prepare(qb.Select("intent").Columns("id").Where(qb.Eq("node"), qb.Eq("bucket")))
 	getNode          = prepare(qb.Select("node").Columns("clock", "low", "high").Where(qb.Eq("node")))
 	scanSessions     = prepare(qb.Select("session").Columns("row").Where(qb.Token("key").GtOrEqValueNamed("from"), qb.Token("key").LtOrEqValueNamed("to")))
 	scanSubscribed   = prepare(qb.Select("subscription").Columns("session", "filter", "row").Where(qb.Token("session").GtOrEqValueNamed("from"), qb.Token("session").LtOrEqValueNamed("to")))
