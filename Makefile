@@ -52,12 +52,15 @@ bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.js
 	./internal/bench/install-peers.sh
 	./bin/herald bench --all --json bench.json
 
-# The embedded store's figures first, then the shared one's and its share of what
-# the bare driver writes.
+# The same benchmarks on the embedded store and on the shared one; then what is asked
+# of the shared store, at its full size: each line begins with met or missed.
+FIGURES := $(CURDIR)/bench-store.txt
 bench-store: test-cql ## compare the stores with each other and with the bare driver
 	$(GO) test -run '^$$' -bench 'Store' -benchtime 2s ./persistence/pebble
 	$(GO) test -run '^$$' -bench 'Store' -benchtime 2s ./persistence/scylla
-	$(GO) test -run '^$$' -bench 'AgainstBare' -benchtime 3x ./persistence/scylla
+	@rm -f $(FIGURES)
+	HERALD_TEST_FIGURES=$(FIGURES) $(GO) test -count=1 -timeout 30m -run 'TestShareOfTheBareDriver|TestInboxDoesNotSlowDown|TestStartAtSize' ./persistence/scylla; \
+	status=$$?; cat $(FIGURES); exit $$status
 
 cassandra: test-cql ## run Apache Cassandra on 127.0.0.1 and on (N=3 nodes, port 9042)
 	$(GO) run ./internal/cassandra/run -n $(or $(N),1)
@@ -80,4 +83,4 @@ lint: ## gofmt, go vet, staticcheck, and golangci-lint where it is installed
 	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo 'golangci-lint is not installed: skipped'; fi
 
 clean: ## remove what was built (not ./data)
-	rm -rf bin bench.json
+	rm -rf bin bench.json bench-store.txt
