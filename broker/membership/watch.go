@@ -79,9 +79,10 @@ type candidate struct {
 	name     string
 	sameHost bool
 
-	watch watch
-	begun bool
-	first time.Duration // the first reading
+	watch  watch
+	begun  bool
+	first  time.Duration // the first reading
+	former uint64        // the life that it showed under the name
 }
 
 type move byte
@@ -96,9 +97,6 @@ const (
 
 // step takes a reading that ended at now.
 func (c *candidate) step(now time.Duration, rows []persistence.Member) (move, persistence.Member) {
-	if !c.begun {
-		c.begun, c.first = true, now
-	}
 	c.watch.see(now, rows)
 	var own persistence.Member
 	for _, m := range rows {
@@ -106,10 +104,13 @@ func (c *candidate) step(now time.Duration, rows []persistence.Member) (move, pe
 			own = m
 		}
 	}
+	if !c.begun {
+		c.begun, c.first, c.former = true, now, own.Life
+	}
 	switch own.State {
 	case persistence.Live:
 		switch {
-		case c.sameHost:
+		case c.sameHost && own.Life == c.former:
 			return moveBury, own
 		case c.watch.beats(own):
 			return moveTaken, own

@@ -16,8 +16,18 @@ import (
 // Rows are the rows that all nodes share. Every operation is atomic, and happens at
 // one moment between its call and its return.
 type Rows struct {
+	// Changed, unless nil, is told of every change of a life's state and of every new
+	// life, at that moment: with the rows locked. Fixed before the first Open.
+	Changed func(persistence.Member)
+
 	mu   sync.Mutex
 	rows []persistence.Member // by node
+}
+
+func (r *Rows) changed(m persistence.Member) {
+	if r.Changed != nil {
+		r.Changed(m)
+	}
 }
 
 // Open returns a node's access to the rows. rest, which may be nil, is the rest of
@@ -183,6 +193,7 @@ func (r *Rows) join(name string, status []byte) (persistence.Member, error) {
 	if at < 0 && len(r.rows) <= herald.MaxNode {
 		m.Node = uint16(len(r.rows))
 		r.rows = append(r.rows, m)
+		r.changed(m)
 		return m, nil
 	}
 	if at < 0 {
@@ -193,6 +204,7 @@ func (r *Rows) join(name string, status []byte) (persistence.Member, error) {
 	}
 	m.Node, m.Life = r.rows[at].Node, r.rows[at].Life+1
 	r.rows[at] = m
+	r.changed(m)
 	return m, nil
 }
 
@@ -245,6 +257,7 @@ func (s *Store) Change(ctx context.Context, m persistence.Member, from, to persi
 		}
 		if row.State == from && (from != persistence.Live || row.Beat == m.Beat) {
 			row.State = to
+			r.changed(*row)
 		}
 		ok = row.State == to
 	})
