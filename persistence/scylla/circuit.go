@@ -15,8 +15,9 @@ import (
 )
 
 // circuit knows whether the database can be written to. It opens when something
-// was asked and nothing has succeeded for as long as Options.Patience; then
-// commits and reads are refused at once instead of being queued without end. It
+// was asked and nothing has succeeded for as long as Options.Patience, or for
+// patienceCut if no server is even connected; then commits and reads are refused at
+// once instead of being queued without end. It
 // closes when a probe has been written.
 type circuit struct {
 	// Fixed at construction.
@@ -26,11 +27,16 @@ type circuit struct {
 	good    atomic.Int64 // when something last succeeded (monotonic nanoseconds)
 	bad     atomic.Int64 // when something last failed
 	trouble atomic.Bool  // something failed since something succeeded
+	cut     atomic.Int64 // since when no server is connected; 0: one is
 	why     atomic.Pointer[error]
 
 	mu     sync.Mutex
 	closed chan struct{} // closed when the circuit closes; nil while it is closed
 }
+
+// patienceCut is for a database none of whose servers has a connection with this
+// node: a server that only collects garbage keeps its own.
+const patienceCut = 400 * time.Millisecond
 
 var started = time.Now()
 
@@ -54,12 +60,18 @@ func (c *circuit) succeeded() {
 	if now-c.good.Load() > int64(10*time.Millisecond) || c.trouble.Load() {
 		c.good.Store(now)
 		c.trouble.Store(false)
+		c.cut.Store(0)
 	}
 }
 
-func (c *circuit) failed() {
-	c.bad.Store(mono())
+// failed notes why something did not succeed.
+func (c *circuit) failed(err error) {
+	now := mono()
+	c.bad.Store(now)
 	c.trouble.Store(true)
+	if errors.Is(err, gocql.ErrNoConnections) {
+		c.cut.CompareAndSwap(0, now)
+	}
 }
 
 // wait returns a channel that is closed when the circuit is closed again; nil if
@@ -76,10 +88,16 @@ func (c *circuit) check(oldest int64) bool {
 	now := mono()
 	since := now - c.good.Load()
 	asked := c.trouble.Load() || oldest != 0 && now-oldest > int64(c.patience)
-	if c.reason() != nil || !asked || since < int64(c.patience) {
+	cut := c.cut.Load()
+	gone := cut != 0 && min(now-cut, since) >= int64(patienceCut)
+	if c.reason() != nil || !gone && (!asked || since < int64(c.patience)) {
 		return false
 	}
-	err := fmt.Errorf("%w: the database has not answered for %v", herald.ErrUnavailable, time.Duration(since).Round(100*time.Millisecond))
+	what := "the database has not answered"
+	if gone {
+		what = "no server of the database is connected"
+	}
+	err := fmt.Errorf("%w: %s for %v", herald.ErrUnavailable, what, time.Duration(since).Round(100*time.Millisecond))
 	c.mu.Lock()
 	c.closed = make(chan struct{})
 	c.why.Store(&err)
@@ -97,6 +115,7 @@ func (c *circuit) close() {
 	}
 	c.good.Store(mono())
 	c.trouble.Store(false)
+	c.cut.Store(0)
 	c.why.Store(nil)
 	close(c.closed)
 	c.closed = nil
@@ -130,7 +149,7 @@ func (s *Store) saveClock(ctx context.Context) error {
 
 // keep watches the circuit and keeps the clock.
 func (s *Store) keep() {
-	tick := time.NewTicker(s.opts.Patience / 4)
+	tick := time.NewTicker(min(s.opts.Patience/4, patienceCut/4))
 	defer tick.Stop()
 	saved := make(chan error, 1)
 	busy, last := false, mono()
@@ -144,7 +163,7 @@ func (s *Store) keep() {
 		case err := <-saved:
 			busy = false
 			if err != nil {
-				s.circuit.failed()
+				s.circuit.failed(err)
 				continue
 			}
 			s.circuit.succeeded()
@@ -168,7 +187,7 @@ func (s *Store) keep() {
 			}
 		}
 		if busy && mono()-last > int64(s.opts.Patience) {
-			s.circuit.failed()
+			s.circuit.failed(nil)
 		}
 	}
 }

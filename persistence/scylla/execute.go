@@ -257,7 +257,7 @@ func (x *executor) settle(p *pack, err error) {
 		}
 	} else if !lasting(err) {
 		if !broken {
-			x.s.circuit.failed()
+			x.s.circuit.failed(err)
 		}
 		if x.again(p, broken) {
 			return

@@ -23,7 +23,7 @@ func (s *Store) retry(ctx context.Context, f func() error) error {
 			return err
 		}
 		if s.circuit.reason() == nil {
-			s.circuit.failed()
+			s.circuit.failed(err)
 		}
 		left := s.opts.GiveUp - time.Duration(mono()-began)
 		if left <= 0 || !s.exec.pauseFor(tries, left, ctx.Done()) {

@@ -342,7 +342,7 @@ func (s *Store) failed(ctx context.Context, what string, err error) error {
 	case errors.Is(err, gocql.ErrNotFound):
 		err = herald.ErrNotFound
 	default:
-		s.circuit.failed()
+		s.circuit.failed(err)
 		err = unavailable(err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
