@@ -255,6 +255,9 @@ func (c *Cluster) Addrs() []string {
 	return addrs
 }
 
+// Prefix is what the brokers put before their keys in Redis.
+func (c *Cluster) Prefix() string { return c.keyspace }
+
 // Processes are the brokers.
 func (c *Cluster) Processes() []*checker.Process {
 	all := make([]*checker.Process, len(c.Nodes))
