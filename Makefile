@@ -5,6 +5,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.1
 COMMIT   ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 SOAK     ?= 10m
+EACH     ?= 60s
 # By count, not by time: with a time, go test sometimes fails for no reason when
 # it is up.
 FUZZTIME ?= 20000x
@@ -12,7 +13,7 @@ FUZZTIME ?= 20000x
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-tools test-go bench soak fuzz lint clean test-cql cassandra bench-store
+.PHONY: help build run test test-tools test-go bench soak fuzz lint clean test-cql cassandra cluster bench-store
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,8 +66,13 @@ bench-store: test-cql ## compare the stores with each other and with the bare dr
 cassandra: test-cql ## run Apache Cassandra on 127.0.0.1 and on (N=3 nodes, port 9042)
 	$(GO) run ./internal/cassandra/run -n $(or $(N),1)
 
-soak: ## long run of the delivery checker with kills (SOAK=10m)
+cluster: test-tools test-cql ## Redis, Cassandra and three nodes: MQTT on 1883 to 1885, admin on 8080 to 8082
+	$(GO) run ./internal/clustertest/run
+
+# One node, then three nodes under each fault that they have to stand.
+soak: test-tools test-cql ## long run of the delivery checker with kills (SOAK=10m), then three nodes (EACH=60s per fault)
 	$(GO) run ./internal/checker/soak -for $(SOAK)
+	$(GO) run ./internal/clustertest/soak -for $(EACH) -at-least 2000
 
 # Go fuzzes one target of one package at a time.
 fuzz: ## every fuzz target for a while (FUZZTIME=20000x, or 10m)
