@@ -22,22 +22,6 @@ func (s *Store) bounded(ctx context.Context) (context.Context, context.CancelFun
 	return ctx, func() { stop(); cancel() }
 }
 
-// once has many that ask for the same thing at the same time wait for one
-// answer. f's context is the store's: one asker's end is not the others'.
-func (s *Store) once(ctx context.Context, key string, f func(ctx context.Context) (any, error)) (any, error) {
-	ch := s.reads.DoChan(key, func() (any, error) {
-		ctx, cancel := context.WithTimeout(s.ctx, s.opts.GiveUp)
-		defer cancel()
-		return f(ctx)
-	})
-	select {
-	case r := <-ch:
-		return r.Val, r.Err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
 // Session implements [persistence.Store]. It is never answered from memory: the
 // row may be another node's by now.
 //

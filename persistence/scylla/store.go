@@ -32,7 +32,6 @@ import (
 	"github.com/gocql/gocql"
 	"github.com/scylladb/gocqlx/v2"
 	"go.uber.org/zap"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
@@ -156,7 +155,7 @@ type Store struct {
 	caches  caches
 	putting putting
 	states  states
-	reads   singleflight.Group
+	reads   asks
 	count   count
 	sweeps  sweeper
 	slow    gocql.SpeculativeExecutionPolicy // of reads
@@ -233,9 +232,10 @@ func (s *Store) open() error {
 		return err
 	}
 	s.sweeps.init(s)
-	s.keeper.Add(2)
+	s.keeper.Add(3)
 	go func() { defer s.keeper.Done(); s.keep() }()
 	go func() { defer s.keeper.Done(); s.sweeps.run() }()
+	go func() { defer s.keeper.Done(); s.patrol() }()
 	return nil
 }
 
