@@ -140,6 +140,14 @@ func driver(t testing.TB, change func(*Options)) storetest.Driver {
 			empty(t, o)
 			return mustOpen(t, o)
 		},
+		Node: func(t testing.TB, on persistence.Cluster, ahead time.Duration) persistence.Cluster {
+			if on == nil {
+				empty(t, o)
+			}
+			o := o
+			o.Cluster, o.Now = true, func() time.Time { return time.Now().Add(ahead) }
+			return mustOpen(t, o)
+		},
 		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
 			t.Helper()
 			if err := s.Close(); err != nil {

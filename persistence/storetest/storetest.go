@@ -23,6 +23,10 @@ type Driver struct {
 	Open func(t testing.TB) persistence.Store
 	// Reopen closes s and opens its data again.
 	Reopen func(t testing.TB, s persistence.Store) persistence.Store
+	// Node opens a store as a node of a cluster has it, which has not joined: on the
+	// data of another node's, or, if on is nil, without data. Its wall clock is ahead
+	// by so much. The suite closes it. nil: the store is no [persistence.Cluster].
+	Node func(t testing.TB, on persistence.Cluster, ahead time.Duration) persistence.Cluster
 	// Large scales the tests that need many records down for a store that is
 	// slow to fill; 0 is 100,000.
 	Large int
@@ -77,6 +81,14 @@ func Run(t *testing.T, d Driver) {
 			}
 		})
 	}
+	t.Run("cluster", func(t *testing.T) {
+		if d.Node == nil {
+			t.Skip("one process has this store for itself: there is no other node")
+		}
+		for _, test := range clusterTests {
+			t.Run(test.name, func(t *testing.T) { test.run(&clusterHarness{TB: t, d: d}) })
+		}
+	})
 }
 
 type test struct {
