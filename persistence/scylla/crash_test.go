@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/gocql/gocql"
 
@@ -223,33 +222,4 @@ func TestWrongDatabase(t *testing.T) {
 			t.Errorf("apply: %v", err)
 		}
 	})
-}
-
-// The removal of a retained message is itself removed when it is old; what is newer
-// stays.
-func TestRemovalsAreSwept(t *testing.T) {
-	s := mustOpen(t, options(t))
-	defer s.Close()
-	old, gone, again, kept := benchMessage(), benchMessage(), benchMessage(), benchMessage()
-	for _, m := range []*herald.Message{old, gone, again} {
-		m.Topic = "a"
-	}
-	gone.Payload, again.Topic, kept.Topic = nil, "b", "c"
-	removed := *kept
-	removed.ID, removed.Topic, removed.Payload = benchID(), "b", nil
-	again.ID = benchID() + 1<<23
-	commitTo(t, s, &persistence.Batch{Retain: []*herald.Message{old, gone, &removed, again, kept}})
-	if err := s.sweepTopics(-time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	for table, want := range map[string]int{"retained": 2, "retained_index": 2} {
-		var n int
-		if err := s.cql.Session.Query("SELECT COUNT(*) FROM " + table).Scan(&n); err != nil || n != want {
-			t.Errorf("%s has %d rows, want %d (%v)", table, n, want, err)
-		}
-	}
-	msgs, _, err := s.ScanRetained(context.Background(), "#", "", 10, 1<<20, nil)
-	if err != nil || len(msgs) != 2 || msgs[0].Topic != "b" || msgs[1].Topic != "c" {
-		t.Errorf("left: %v, %v", msgs, err)
-	}
 }

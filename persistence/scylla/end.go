@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/gocql/gocql"
 
@@ -46,20 +47,43 @@ func (s *Store) belongings(id herald.SessionID, at int64, ws []write) ([]write, 
 	if err != nil {
 		return nil, err
 	}
-	buckets, err := s.bucketsOf(ctx, id, from, s.newestCoarse()+1)
+	newest := s.newestCoarse()
+	buckets, err := s.bucketsOf(ctx, id, from, newest+1)
 	if err != nil {
 		return nil, err
 	}
 	session := int64(id)
-	// What arrives at this moment from elsewhere is older than now, and goes, too.
-	now := max(at, s.clock.next())
-	for _, b := range buckets {
-		ws = append(ws, write{stmt: delInbox, size: 64, args: []any{now, session, b}})
+	after := max(at, s.clock.next()) + afterEnd
+	for _, b := range append(buckets, s.bucketsToCome(buckets, newest)...) {
+		ws = append(ws, write{stmt: delInbox, size: 64, args: []any{after, session, b}})
 	}
 	s.states.of.Invalidate(id)
 	return append(ws,
-		write{stmt: delSubscribed, size: 64, args: []any{at, session}},
-		write{stmt: delWindow, size: 64, args: []any{at, session}}), nil
+		write{stmt: delSubscribed, size: 64, args: []any{after, session}},
+		write{stmt: delWindow, size: 64, args: []any{after, session}}), nil
+}
+
+// afterEnd is how far ahead of the clock the removal of what was a session's own lies
+// (microseconds). A node that has not heard of its end may go on to write entries and
+// marks for a while: they are gone before they arrive. Nothing else is, since the
+// number of a session is never used again.
+const afterEnd = int64(24 * time.Hour / time.Microsecond)
+
+// bucketsToCome are those of an inbox that may be begun in that time. There are fine
+// ones only where there are others already.
+func (s *Store) bucketsToCome(buckets []int64, newest int64) []int64 {
+	more := []int64{newest + 1, newest + 2}
+	now := s.opts.Now().UnixMilli()
+	first, last := fine(herald.IDAt(now-clockSkew)), fine(herald.IDAt(now+2*clockSkew))
+	for _, b := range buckets {
+		if b < 0 && -b-1 >= first-1024 { // 1024 of them are a coarse one
+			for f := first; f <= last; f++ {
+				more = append(more, -(f + 1))
+			}
+			break
+		}
+	}
+	return more
 }
 
 // rowOf appends the removal of a session's row, unless it is another session's by

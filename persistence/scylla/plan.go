@@ -209,6 +209,10 @@ func sessionKey(kind persistence.Kind, name string) []byte {
 func (p *plan) spread(sp *persistence.Spread) error {
 	s := p.s
 	wide := len(sp.Targets) > s.opts.InlineUpTo
+	var targets []byte
+	if wide {
+		targets = targetsRow(sp.Targets)
+	}
 	for _, m := range sp.Messages {
 		if m.Size() > maxMessage {
 			return errTooLarge
@@ -220,10 +224,9 @@ func (p *plan) spread(sp *persistence.Spread) error {
 		}
 		ts := idStamp(m.ID)
 		if wide {
-			row := record.AppendMessage([]byte{record.V1}, m, nil)
 			// Before what points at it: a reader may see the pointer as soon as it is
 			// there.
-			p.first = append(p.first, write{stmt: putPayload, args: []any{int64(m.ID), row, ttl, ts}, size: len(row) + 64})
+			p.first = append(p.first, s.payloadRows(m, targets, ttl)...)
 		}
 		var row []byte
 		for i := range sp.Targets {

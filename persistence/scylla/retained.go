@@ -21,8 +21,17 @@ import (
 // Both rows are one value each, which begins with the message's ID and is written
 // with the ID's timestamp, without a time to live: so the newest ID wins, also
 // between IDs that share a timestamp, where the greater value does. A removal is
-// therefore a value, too, and is swept away when nothing can be older any more.
+// therefore a value, too, and is swept away when nothing can be older any more. So is
+// the end of a message that has expired: greater than the message, under its
+// timestamp.
 const indexShards = 16
+
+// What a value stands for.
+const (
+	stateRemoved byte = iota
+	stateLive
+	stateExpired
+)
 
 func indexShard(topic string) int16 {
 	h := fnv.New32a()
@@ -36,14 +45,17 @@ func (p *plan) retain(m *herald.Message) error {
 		return errTooLarge
 	}
 	s.sawID(uint64(m.ID))
-	live := byte(1)
+	what := stateLive
 	if len(m.Payload) == 0 {
-		live = 0
+		what = stateRemoved
 	}
-	state := append(binary.BigEndian.AppendUint64([]byte{record.V1}, uint64(m.ID)), live)
+	state := appendState(m.ID, what)
 	row := state[:len(state):len(state)]
-	if live != 0 {
+	if what == stateLive {
 		row = record.AppendMessage(row, m, nil)
+		if m.Expires != 0 { // so that it can be found
+			state = binary.BigEndian.AppendUint64(state, uint64(m.Expires))
+		}
 	}
 	topic, ts, shard := []byte(m.Topic), idStamp(m.ID), indexShard(m.Topic)
 	p.add(putRetained, part{}, len(topic)+len(row), topic, row, int32(0), ts)
@@ -53,13 +65,27 @@ func (p *plan) retain(m *herald.Message) error {
 	return nil
 }
 
+// appendState makes what both tables' values begin with.
+func appendState(id herald.ID, what byte) []byte {
+	return append(binary.BigEndian.AppendUint64([]byte{record.V1}, uint64(id)), what)
+}
+
 // live tells whether a value, of either table, stands for a message.
 func live(row []byte) (id herald.ID, ok bool, err error) {
 	d := record.Decoder{B: row}
 	d.Version()
 	id = herald.ID(d.Uint64())
-	ok = d.Byte() != 0
+	ok = d.Byte() == stateLive
 	return id, ok, d.Err
+}
+
+// expires is what a value of the index says of a message's end (Unix milliseconds); 0:
+// it has none.
+func expires(state []byte) int64 {
+	if len(state) != 18 {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(state[10:]))
 }
 
 // Retained implements [persistence.Store].

@@ -3,7 +3,6 @@ package scylla
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync"
 
 	"go.uber.org/zap"
@@ -26,10 +25,8 @@ const (
 func (s *Store) ranges(ctx context.Context, f func(ctx context.Context, from, to int64) error) error {
 	wait, ctx := errgroup.WithContext(ctx)
 	wait.SetLimit(scanAtOnce)
-	const step = math.MaxUint64/scanRanges + 1
 	for i := range scanRanges {
-		from := math.MinInt64 + int64(uint64(i)*step)
-		to := from + int64(step-1)
+		from, to := tokens(i)
 		wait.Go(func() error { return f(ctx, from, to) })
 	}
 	return wait.Wait()

@@ -46,16 +46,10 @@ func (w *sweeper) add(id herald.SessionID, low herald.ID) {
 }
 
 func (w *sweeper) run() {
-	hourly := time.NewTicker(time.Hour)
-	defer hourly.Stop()
 	for {
 		select {
 		case <-w.s.ctx.Done():
 			return
-		case <-hourly.C:
-			if err := w.s.sweepTopics(removalAge); err != nil && w.s.ctx.Err() == nil {
-				w.s.log.Warn("removing traces of retained messages; it is tried again in an hour", zap.Error(err))
-			}
 		case <-w.wake:
 		}
 		for w.s.ctx.Err() == nil {
@@ -76,45 +70,6 @@ func (w *sweeper) run() {
 			}
 		}
 	}
-}
-
-// removalAge is how long the removal of a retained message stands in for it: no
-// older one can turn up after that.
-const removalAge = time.Hour
-
-// sweepTopics removes from the index, and from under their topics, the removals that
-// are older than age.
-func (s *Store) sweepTopics(age time.Duration) error {
-	before := herald.IDAt(s.opts.Now().Add(-age).UnixMilli())
-	for shard := range int16(indexShards) {
-		rows := s.rows(s.ctx, getIndex, 1000, shard, []byte{})
-		var ws []write
-		var topic, state []byte
-		for rows.next(&topic, &state) {
-			id, ok, err := live(state)
-			if err != nil || ok || id >= before {
-				continue
-			}
-			// With the removal's own timestamp: a newer message stays.
-			key, ts := append([]byte(nil), topic...), idStamp(id)
-			ws = append(ws, write{stmt: delRetained, size: 64, args: []any{ts, key}},
-				write{stmt: delIndex, part: part{partIndex, int64(shard), 0}, size: 64, args: []any{ts, shard, key}})
-			if len(ws) >= 1000 {
-				if err := s.await(ws); err != nil {
-					rows.close()
-					return err
-				}
-				ws = nil
-			}
-		}
-		if rows.err != nil {
-			return unavailable(rows.err)
-		}
-		if err := s.await(ws); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // await writes rows in the background and waits for them.

@@ -42,7 +42,8 @@ var (
 	putInbox        = put("inbox", "session", "bucket", "id", "row")
 	delInboxRow     = remove("inbox", qb.Eq("session"), qb.Eq("bucket"), qb.Eq("id"))
 	delInbox        = remove("inbox", qb.Eq("session"), qb.Eq("bucket"))
-	putPayload      = put("payload", "id", "row")
+	putPayload      = put("payload", "id", "part", "row")
+	delPayload      = remove("payload", qb.Eq("id"))
 	putRetained     = put("retained", "topic", "row")
 	delRetained     = remove("retained", qb.Eq("topic"))
 	putIndex        = put("retained_index", "shard", "topic", "state")
@@ -72,7 +73,10 @@ var (
 	getSwept         = prepare(qb.Select("window").Columns("row").Where(qb.Eq("session"), qb.Eq("slot"), qb.Eq("key")))
 	getInbox         = prepare(qb.Select("inbox").Columns("id", "row").Where(qb.Eq("session"), qb.Eq("bucket"), qb.GtNamed("id", "after"), qb.LtOrEqNamed("id", "upto")))
 	getDirectory     = prepare(qb.Select("inbox").Columns("id").Where(qb.Eq("session"), qb.Eq("bucket"), qb.Lt("id")))
-	getPayload       = prepare(qb.Select("payload").Columns("row").Where(qb.Eq("id")))
+	getPayload       = prepare(qb.Select("payload").Columns("row").Where(qb.Eq("id"), qb.EqLit("part", "0")))
+	getTargets       = prepare(qb.Select("payload").Columns("row").Where(qb.Eq("id"), qb.GtLit("part", "0")))
+	scanPayloads     = prepare(qb.Select("payload").Distinct("id").Where(qb.Token("id").GtOrEqValueNamed("from"), qb.Token("id").LtOrEqValueNamed("to")))
+	getEntry         = prepare(qb.Select("inbox").Columns("id").Where(qb.Eq("session"), qb.Eq("bucket"), qb.Eq("id")))
 	getRetained      = prepare(qb.Select("retained").Columns("row").Where(qb.Eq("topic")))
 	getIndex         = prepare(qb.Select("retained_index").Columns("topic", "state").Where(qb.Eq("shard"), qb.GtOrEq("topic")))
 	getWills         = prepare(qb.Select("will").Columns("session", "row").Where(qb.Eq("shard")))
@@ -109,6 +113,7 @@ const (
 	partWill
 	partExpiry
 	partIntent
+	partPayload
 )
 
 // write is one row to write.
