@@ -76,7 +76,7 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 	if j.whole != 0 {
 		s.intents.begin(s, j)
 	}
-	if l := j.life; l != nil && max(j.until, idStamp(herald.ID(s.ownID.Load()))) > l.ceiling.Load() {
+	if j.life != nil && s.above(j, j.life) {
 		j.steps = append([]step{{make: func() ([]write, error) { return nil, s.awaitCeiling(j) }}}, j.steps...)
 	}
 	for i := range b.Spreads {

@@ -344,7 +344,8 @@ func (x *executor) drain() {
 		x.mu.Lock()
 		n := x.jobs
 		x.mu.Unlock()
-		if n == 0 || time.Now().After(end) || x.s.circuit.reason() != nil {
+		// What waits for a lease is for others to finish.
+		if n == 0 || time.Now().After(end) || x.s.circuit.reason() != nil || x.s.fenced(x.s.life.Load()) != nil {
 			return
 		}
 		time.Sleep(time.Millisecond)

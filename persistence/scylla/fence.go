@@ -18,6 +18,7 @@ type life struct {
 	// No timestamp above it is written in this life, nor an ID that the node makes:
 	// the node's row says so. Whoever comes after it goes on from there.
 	ceiling atomic.Int64
+	raising sync.Mutex // held by who raises it because he needs it raised
 	leaving atomic.Bool
 
 	once sync.Once
@@ -107,15 +108,19 @@ func (s *Store) raiseCeiling(ctx context.Context, l *life) error {
 
 // awaitCeiling returns when a batch's timestamps are below the ceiling.
 func (s *Store) awaitCeiling(j *job) error {
+	l := j.life
 	for tries := 0; ; tries++ {
-		l := j.life
-		if max(j.until, idStamp(herald.ID(s.ownID.Load()))) <= l.ceiling.Load() {
-			return nil
+		l.raising.Lock()
+		var err error
+		if s.above(j, l) {
+			ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
+			err = s.raiseCeiling(ctx, l)
+			cancel()
 		}
-		ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
-		err := s.raiseCeiling(ctx, l)
-		cancel()
+		l.raising.Unlock()
 		switch {
+		case err == nil && !s.above(j, l):
+			return nil
 		case err == nil:
 			continue
 		case s.fenced(l) != nil:
@@ -124,6 +129,11 @@ func (s *Store) awaitCeiling(j *job) error {
 			return unavailable(err)
 		}
 	}
+}
+
+// above tells whether a batch needs the ceiling to be raised.
+func (s *Store) above(j *job, l *life) bool {
+	return max(j.until, idStamp(herald.ID(s.ownID.Load()))) > l.ceiling.Load()
 }
 
 // mayKeepClock tells whether the row of this node's number is its own to write.

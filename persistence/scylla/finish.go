@@ -27,7 +27,7 @@ import (
 
 var errNoPlan = fmt.Errorf("%w: Finish was not called", herald.ErrUnavailable)
 
-// plan of a life: bucket → the IDs of the intents in it.
+// unfinished is the plan of a life: bucket → the IDs of the intents in it.
 type unfinished map[int64][]int64
 
 // Finish implements [persistence.Cluster].
@@ -56,6 +56,14 @@ func (s *Store) Finish(ctx context.Context, m persistence.Member) error {
 	}
 	if err != nil {
 		return s.failed(ctx, "finish", err)
+	}
+	// Nobody needs them any more: others who go by the plan find nothing to repeat.
+	ws := make([]write, 0, len(todo))
+	for bucket := range todo {
+		ws = append(ws, write{stmt: delIntents, size: 64, args: []any{s.clock.next(), int32(m.Node), bucket}})
+	}
+	if len(ws) > 0 {
+		s.background(ws, nil)
 	}
 	if n > 0 {
 		s.log.Info("finished what a dead node had begun", zap.Uint16("node", m.Node), zap.Uint64("life", m.Life), zap.Int("intents", n))

@@ -378,17 +378,14 @@ func (s *Store) change(ctx context.Context, m persistence.Member, from, to persi
 			}
 			return true, nil
 		}
-		var rerr error
-		if err == nil || !errors.Is(err, errNoPlan) {
-			var all []member
-			if all, _, rerr = s.members(ctx); rerr == nil {
-				now, found := find(all, m.Node)
-				if found && now.Life == m.Life && now.State == to {
-					return true, nil
-				}
-				if !found || now.Life != m.Life || now.State != from || from == persistence.Live && now.Beat != m.Beat {
-					return false, nil
-				}
+		all, _, rerr := s.members(ctx)
+		if rerr == nil {
+			now, found := find(all, m.Node)
+			if found && now.Life == m.Life && now.State == to {
+				return true, nil
+			}
+			if !found || now.Life != m.Life || now.State != from || from == persistence.Live && now.Beat != m.Beat {
+				return false, nil
 			}
 		}
 		if ctx.Err() != nil || err != nil && (lasting(err) || errors.Is(err, errNoPlan)) || mono()-begun > int64(s.opts.GiveUp) || !s.exec.pauseFor(tries, s.opts.GiveUp, ctx.Done()) {
@@ -411,12 +408,16 @@ func (s *Store) tryChange(ctx context.Context, m persistence.Member, from, to pe
 	case from == persistence.Live:
 		return s.cas(ctx, buryMember, append(append([]any{int8(to)}, at...), int64(m.Beat))...)
 	}
-	// How far its clock had been allowed to go, by when nobody may use it any more.
-	if _, _, plan, err := s.planOf(ctx, m.Node); err != nil {
+	life, state, plan, err := s.planOf(ctx, m.Node)
+	switch {
+	case err != nil:
 		return false, err
-	} else if plan == nil && to == persistence.Finished {
+	case life != m.Life || state != from:
+		return false, nil
+	case plan == nil:
 		return false, errNoPlan
 	}
+	// How far its clock was allowed to go; nobody may go on with it any more.
 	clock, _, _, err := s.nodeRow(ctx, m.Node)
 	if err != nil {
 		return false, err
