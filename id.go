@@ -90,6 +90,31 @@ func (s *IDs) Observe(id ID) {
 	}
 }
 
+// ObserveAll is Observe for who must give out nothing at or below id from now on,
+// whichever node made it.
+func (s *IDs) ObserveAll(id ID) {
+	seen := uint64(id>>(idNodeBits+idSeqBits))<<idSeqBits | (1<<idSeqBits - 1)
+	for {
+		last := s.last.Load()
+		if last >= seen || s.last.CompareAndSwap(last, seen) {
+			return
+		}
+	}
+}
+
+// Floor is the lowest ID of the millisecond of id.
+func (id ID) Floor() ID { return id &^ (1<<(idNodeBits+idSeqBits) - 1) }
+
+// Now is an ID that lies at or above all that was given out or observed, and is
+// given to nobody.
+func (s *IDs) Now(unixMilli int64) ID {
+	last := s.last.Load()
+	if unixMilli > epochMillis {
+		last = max(last, uint64(unixMilli-epochMillis)<<idSeqBits)
+	}
+	return ID(last>>idSeqBits)<<(idNodeBits+idSeqBits) | MaxNode<<idSeqBits | ID(last&(1<<idSeqBits-1))
+}
+
 // Reserved is a run of IDs.
 type Reserved struct {
 	first uint64

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,9 @@ type Broker struct {
 	registry *prometheus.Registry
 	mochi    server
 
+	cluster *cluster // nil: this node is alone
+	now     func() time.Time
+
 	listeners []*listen.Listener
 	serving   atomic.Bool
 }
@@ -52,16 +56,35 @@ func New(cfg config.Config, log *zap.Logger) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return on(cfg, store, log)
+	if cfg.Bridge.Redis == "" {
+		return on(cfg, store, nil, log)
+	}
+	c, err := join(context.Background(), cfg, store.(persistence.Cluster), clock(), log)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return on(cfg, store, c, log)
 }
 
 // on makes a node on a store, which it closes if it cannot.
-func on(cfg config.Config, store persistence.Store, log *zap.Logger) (*Broker, error) {
-	b := &Broker{cfg: cfg, log: log, store: store, registry: prometheus.NewRegistry()}
+func on(cfg config.Config, store persistence.Store, c *cluster, log *zap.Logger) (*Broker, error) {
+	b := &Broker{cfg: cfg, log: log, store: store, cluster: c, now: clock(), registry: prometheus.NewRegistry()}
 	if err := b.build(); err != nil {
+		if c != nil {
+			c.close()
+		}
 		return nil, errors.Join(err, store.Close())
 	}
 	return b, nil
+}
+
+// clock is the node's: the machine's, unless a test says that it is ahead.
+func clock() func() time.Time {
+	ahead, err := time.ParseDuration(os.Getenv("HERALD_TEST_CLOCK_AHEAD"))
+	if err != nil || ahead == 0 {
+		return time.Now
+	}
+	return func() time.Time { return time.Now().Add(ahead) }
 }
 
 func (b *Broker) build() error {
@@ -70,7 +93,13 @@ func (b *Broker) build() error {
 	if err != nil {
 		return fmt.Errorf("shared.strategy: %w", err)
 	}
+	var others engine.Cluster
+	node := uint16(0)
+	if b.cluster != nil {
+		others, node = b.cluster, b.cluster.Self().Node
+	}
 	b.engine = engine.New(engine.Config{
+		Node: node, Cluster: others, Now: b.now,
 		MaxQoS:         byte(c.MaxQoS),
 		ReceiveMaximum: c.ReceiveMaximum,
 		MaxPacket:      uint32(c.MaxPacketSize),
@@ -126,23 +155,61 @@ func (b *Broker) build() error {
 		b.listeners = append(b.listeners, open)
 	}
 	b.mochi = mochi
+	if b.cluster != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), joinWait)
+		defer cancel()
+		return b.cluster.open(ctx, b.engine)
+	}
 	return nil
 }
 
 // Run serves until ctx ends; then it stops accepting, tells the clients, commits
 // what was accepted and returns. It closes the store.
+//
+// In a cluster it returns [ErrLost] when the other nodes have declared this one dead.
 func (b *Broker) Run(ctx context.Context) error {
-	if err := b.engine.Start(ctx); err != nil {
-		return errors.Join(err, b.store.Close())
-	}
-	b.loop.Start()
-	if err := b.mochi.Serve(); err != nil {
+	if err := b.start(ctx); err != nil {
+		if b.cluster != nil {
+			b.cluster.close()
+		}
 		return errors.Join(err, b.store.Close())
 	}
 	b.serving.Store(true)
-	<-ctx.Done()
-	b.serving.Store(false)
-	return b.stop()
+	var lost chan struct{}
+	if b.cluster != nil {
+		lost = b.cluster.lost
+	}
+	select {
+	case <-ctx.Done():
+		b.serving.Store(false)
+		return b.stop()
+	case <-lost:
+		b.serving.Store(false)
+		return errors.Join(ErrLost, b.stop())
+	}
+}
+
+// joinWait is how long a node waits for the others when it starts.
+const joinWait = 30 * time.Second
+
+func (b *Broker) start(ctx context.Context) error {
+	if b.cluster != nil {
+		ctx, cancel := context.WithTimeout(ctx, joinWait)
+		defer cancel()
+		if err := b.cluster.ready(ctx); err != nil {
+			return err
+		}
+	}
+	if err := b.engine.Start(ctx); err != nil {
+		return err
+	}
+	if b.cluster != nil {
+		if err := b.cluster.finish(); err != nil {
+			return err
+		}
+	}
+	b.loop.Start()
+	return b.mochi.Serve()
 }
 
 // stop is the way back of Run.
@@ -151,9 +218,10 @@ func (b *Broker) stop() error {
 	for _, l := range b.listeners {
 		l.Close(func(string) {})
 	}
+	reason, elsewhere := b.farewell()
 	w := listen.NewWorker()
 	b.loop.Each(func(c *listen.Conn) {
-		c.CloseAfter(w, wire.AppendDisconnect(nil, c.Version(), wire.ReasonShuttingDown, "", ""))
+		c.CloseAfter(w, wire.AppendDisconnect(nil, c.Version(), reason, "", elsewhere))
 	})
 	w.Flush()
 	// The connections get most of the time; the rest is for engine and store.
@@ -163,7 +231,29 @@ func (b *Broker) stop() error {
 	ctx, cancel = context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*2/10)
 	defer cancel()
 	b.engine.Stop(ctx)
+	if b.cluster != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*2/10)
+		defer cancel()
+		if b.cluster.Valid() {
+			err = errors.Join(err, b.cluster.leave(ctx))
+		} else {
+			b.cluster.close()
+		}
+	}
 	return errors.Join(err, b.mochi.Close(), b.store.Close())
+}
+
+// farewell is what clients are told when the node stops: where else they find one,
+// if it knows.
+func (b *Broker) farewell() (reason byte, elsewhere string) {
+	if b.cluster != nil {
+		for _, p := range b.cluster.member.Peers() {
+			if p.Status.Address != "" && !p.Status.Leaving {
+				return wire.ReasonServerMoved, p.Status.Address
+			}
+		}
+	}
+	return wire.ReasonShuttingDown, ""
 }
 
 // Ready returns the reasons why the node cannot serve now; none: it can.
@@ -174,6 +264,14 @@ func (b *Broker) Ready() []string {
 	}
 	if err := b.store.Health(); err != nil {
 		why = append(why, err.Error())
+	}
+	if b.cluster != nil {
+		if !b.cluster.Valid() {
+			why = append(why, "the node's lease has run out")
+		}
+		if !b.cluster.Available() {
+			why = append(why, "redis is not available")
+		}
 	}
 	return why
 }

@@ -1,4 +1,13 @@
 package broker
 
-// On is New on a store of the test's.
-var On = on
+import (
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald/broker/config"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// On makes a node that is alone on a store.
+func On(cfg config.Config, store persistence.Store, log *zap.Logger) (*Broker, error) {
+	return on(cfg, store, nil, log)
+}

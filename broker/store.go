@@ -34,6 +34,7 @@ func SharedStore(cfg config.Config, log *zap.Logger) (scylla.Options, error) {
 		Hosts: c.Hosts, Port: c.Port, Keyspace: c.Keyspace, Datacenter: c.Datacenter, ReplicationFactor: c.Replication,
 		Username: c.Username, Password: c.Password,
 		Logger: log.Named("store"), InlineUpTo: cfg.Inbox.InlineUpTo,
+		Cluster: cfg.Bridge.Redis != "", Now: clock(),
 	}
 	if c.TLS != (config.ScyllaTLS{}) {
 		t, err := clientTLS(&c.TLS)

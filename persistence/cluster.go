@@ -16,6 +16,9 @@ type Cluster interface {
 	Store
 	Claimer
 
+	// Identity is what makes this store different from every other: it is drawn when
+	// its schema is made.
+	Identity(ctx context.Context) (string, error)
 	// Join begins a life of the node called name and returns its row, Live: the
 	// number that the name had before, or a free one, with the next Life. It waits
 	// for nobody: [herald.ErrInUse] if the row of that name is Live or Dead; whoever

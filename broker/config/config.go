@@ -24,6 +24,7 @@ type Config struct {
 	Admin     Admin          `koanf:"admin"`
 	Store     Store          `koanf:"store"`
 	Bridge    Bridge         `koanf:"bridge"`
+	Cluster   Cluster        `koanf:"cluster"`
 	MQTT      MQTT           `koanf:"mqtt"`
 	Queue     Queue          `koanf:"queue"`
 	Inbox     Inbox          `koanf:"inbox"`
@@ -130,11 +131,24 @@ type ScyllaTLS struct {
 	Insecure bool `koanf:"insecure"`
 }
 
-// Bridge connects the nodes of a cluster. Not available in this release.
+// Bridge connects the nodes of a cluster.
 type Bridge struct {
 	// Redis is a redis:// or rediss:// URL; empty is a single node.
 	Redis  string `koanf:"redis" secret:"url"`
 	Prefix string `koanf:"prefix"`
+}
+
+// Cluster is about being one of several nodes: those that share a store, if
+// bridge.redis is set.
+type Cluster struct {
+	// Lease is how long a node may be silent before the others declare it dead. The
+	// same on all nodes; 1 s to 1 min.
+	Lease time.Duration `koanf:"lease"`
+	// MaxSkew is how far a node's clock may be ahead of the others'.
+	MaxSkew time.Duration `koanf:"max_skew"`
+	// Address is what clients of other nodes are told as server reference when those
+	// stop; empty: nothing.
+	Address string `koanf:"address"`
 }
 
 // MQTT is what the protocol leaves to the server.
@@ -246,7 +260,8 @@ func Default() Config {
 			Engine: Pebble,
 			Scylla: ScyllaStore{Hosts: []string{}, Port: 9042, Keyspace: "herald", Replication: 3},
 		},
-		Bridge: Bridge{Prefix: "herald"},
+		Bridge:  Bridge{Prefix: "herald"},
+		Cluster: Cluster{Lease: 5 * time.Second, MaxSkew: 10 * time.Second},
 		MQTT: MQTT{
 			MaxPacketSize: 1 << 20, ReceiveMaximum: 1024, MaxQoS: 2, TopicAliasMaximum: 64,
 			ConnectTimeout: 10 * time.Second, SysInterval: 10 * time.Second,

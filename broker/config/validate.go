@@ -259,8 +259,31 @@ func (c *Config) checkStore() *Error {
 			return refuse("store.scylla.tls.key", "wants cert, too")
 		}
 	}
-	if c.Bridge.Redis != "" {
-		return refuse("bridge.redis", "a cluster needs the shared store (store.engine scylla) and is not available in this release")
+	return c.checkCluster()
+}
+
+func (c *Config) checkCluster() *Error {
+	k := &c.Cluster
+	if k.Lease < time.Second || k.Lease > time.Minute {
+		return refuse("cluster.lease", "must be 1s to 1m, not %s", k.Lease)
+	}
+	if k.MaxSkew < 0 || k.MaxSkew > 5*time.Minute {
+		return refuse("cluster.max_skew", "must be 0 to 5m, not %s", k.MaxSkew)
+	}
+	if len(k.Address) > 255 {
+		return refuse("cluster.address", "has more than 255 bytes")
+	}
+	if c.Bridge.Redis == "" {
+		return nil
+	}
+	if c.Store.Engine != Scylla {
+		return refuse("bridge.redis", "a cluster needs the shared store (store.engine scylla)")
+	}
+	if c.Bridge.Prefix == "" || len(c.Bridge.Prefix) > 100 {
+		return refuse("bridge.prefix", "must have 1 to 100 bytes")
+	}
+	if c.Queue.MaxMessages > 0 || c.Queue.MaxBytes > 0 {
+		return refuse("queue", "bounds are not available in a cluster in this release")
 	}
 	return nil
 }

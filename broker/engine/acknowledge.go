@@ -63,30 +63,49 @@ func (c *client) underWay(weight int) {
 	c.waitLocked(weight)
 }
 
-// ready notes that s is committed, and returns it if it is the first in line.
+// ready notes that s is committed, and returns it if it is the next to be
+// delivered.
 func (c *client) ready(s *shipment) *shipment {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
 	s.done = true
-	if c.line[0] != s {
-		return nil
-	}
-	return s
+	return c.nextLocked()
 }
 
-// dequeue takes the finished shipment s, the head of the line, out of it,
-// acknowledges it, and returns the next one if that waited for nothing
-// but its turn. Acknowledgements go out in the order of the publishes
-// [MQTT-4.6.0-2], [MQTT-4.6.0-3].
-func (c *client) dequeue(s *shipment, w *listen.Worker) *shipment {
+// sentNext notes that s is delivered, and returns the next one that may be.
+func (c *client) sentNext(s *shipment) *shipment {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
-	if s.err == nil {
+	s.sent = true
+	s.appends.Add(-1)
+	c.delivered++
+	return c.nextLocked()
+}
+
+func (c *client) nextLocked() *shipment {
+	if c.delivered < len(c.line) && c.line[c.delivered].done {
+		return c.line[c.delivered]
+	}
+	return nil
+}
+
+// dequeue takes the head of the line out of it if it is through, acknowledges it
+// and returns it. Acknowledgements go out in the order of the publishes
+// [MQTT-4.6.0-2], [MQTT-4.6.0-3].
+func (c *client) dequeue(w *listen.Worker) *shipment {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	if len(c.line) == 0 || !c.line[0].sent || c.line[0].appends.Load() > 0 {
+		return nil
+	}
+	s := c.line[0]
+	if s.err == nil && !s.lost.Load() {
 		c.acknowledgeLocked(s.acks, w)
 	}
 	c.unacked -= s.unacked
 	c.line[0] = nil
 	c.line = c.line[1:]
+	c.delivered--
 	c.waitLocked(-s.weight)
 	if len(c.line) == 0 {
 		c.line = nil
@@ -94,12 +113,8 @@ func (c *client) dequeue(s *shipment, w *listen.Worker) *shipment {
 			close(c.drained)
 			c.drained = nil
 		}
-		return nil
 	}
-	if next := c.line[0]; next.done {
-		return next
-	}
-	return nil
+	return s
 }
 
 // acknowledge appends acknowledgements to the client's connection.
@@ -114,6 +129,11 @@ func (c *client) acknowledge(acks []byte, w *listen.Worker) {
 
 func (c *client) acknowledgeLocked(acks []byte, w *listen.Worker) {
 	if len(acks) == 0 || c.in == nil {
+		return
+	}
+	if c.e.fenced() { // others may serve its session by now
+		c.in.CloseAfter(w, wire.AppendDisconnect(nil, c.version, wire.ReasonUnavailable, "", ""))
+		c.e.abandon(c.in)
 		return
 	}
 	c.in.End(w, append(c.in.Begin(), acks...))

@@ -79,6 +79,10 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		return Connack{}, ErrBusy
 	}
 
+	died, err := e.secure(name)
+	if err != nil {
+		return Connack{}, err
+	}
 	old, err := e.store.Session(e.ctx, persistence.Client, name)
 	exists := err == nil
 	if err != nil && !errors.Is(err, herald.ErrNotFound) {
@@ -102,6 +106,12 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	row.Version, row.ExpiryInterval, row.Expires = con.Version, expiry, 0
 	row.Epoch++
 	row.Connected, row.Disconnected = now, 0
+	row.Node, row.Life = e.nodes.self.Node, e.nodes.self.Incarnation
+	if exists && died {
+		if err := e.nodes.store.Seal(e.ctx, row.ID); err != nil {
+			return Connack{}, err
+		}
+	}
 
 	c := &client{
 		e: e, name: name, version: con.Version, row: row,
@@ -149,6 +159,15 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		if err := e.loadSubscriptions(c); err != nil {
 			return Connack{}, err
 		}
+	}
+	if exists && e.nodes.on() {
+		c.core.Distrust(e.env())
+		c.routes = c.routesOf()
+		at, err := e.announce(c.routes, nil, nil)
+		if err != nil {
+			return Connack{}, err
+		}
+		defer e.trusts.add(c, at)
 	}
 	e.clientsMu.Lock()
 	e.clients[name] = c
@@ -346,6 +365,7 @@ func (e *Engine) detach(c *client, takeOver *wire.Connect) {
 // and sees to its will. env is of the moment when deliveries stopped.
 func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver *wire.Connect) {
 	now := env.Now // the commits that were waited for since do not count
+	defer e.withdraw(c)
 	row := c.row
 	if ending.hasExpiry {
 		row.ExpiryInterval = ending.expiry
@@ -432,6 +452,9 @@ func (e *Engine) endClient(c *client, row persistence.Session) {
 	for _, sub := range c.subs {
 		e.unroute(c.h, sub.Filter)
 	}
+	if c.core.Durable() {
+		defer e.announceEnd(row.ID, c.subs)
+	}
 	if c.core.Durable() || c.spilled {
 		if err := e.commit(&persistence.Batch{Delete: []persistence.Session{row}}); err != nil {
 			e.log.Error("ending a session", sessionField(row.ID), errField(err))
@@ -460,9 +483,12 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 		return err
 	}
 	h := e.handleFor(row.ID, true)
+	ended := make(map[string]*subscription, len(subs))
 	for _, sub := range subs {
 		e.unroute(h, sub.Filter)
+		ended[sub.Filter] = nil
 	}
+	e.announceEnd(row.ID, ended)
 	var held []session.Settled
 	for _, s := range win.Sent {
 		if s.Source != 0 && s.Step == persistence.Published {

@@ -37,14 +37,17 @@ type client struct {
 	ending   disconnect // what the client said when it went
 	starving []*group   // found it busy
 	spilled  bool       // an ephemeral session with an inbox
+	routes   []string   // announced to the other nodes
 
-	pmu     sync.Mutex // guards below; taken after mu
-	in      Conn
-	line    []*shipment // under way, in the order of the publishes
-	unacked int         // QoS 1 publishes in line
-	weight  int         // bytes under way
-	paused  bool
-	drained chan struct{} // closed when line gets empty; nil if nobody waits
+	pmu  sync.Mutex // guards below; taken after mu
+	in   Conn
+	line []*shipment // under way, in the order of the publishes
+	// delivered is how many at the head of the line only wait to be appended.
+	delivered int
+	unacked   int // QoS 1 publishes in line
+	weight    int // bytes under way
+	paused    bool
+	drained   chan struct{} // closed when line gets empty; nil if nobody waits
 
 	gone     chan struct{} // closed when the session is put away
 	attached atomic.Bool   // the CONNACK was sent

@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -68,6 +69,25 @@ func (f *flight) closed() herald.ID {
 	return f.last
 }
 
+// advance is closed, for a node whose closed time others wait for: if nothing is
+// under way it moves on with the clock.
+func (f *flight) advance(ids *herald.IDs, now int64) herald.ID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.queue) > 0 {
+		return f.queue[0].first - 1
+	}
+	f.last = ids.Next(now, 1).At(0)
+	return f.last
+}
+
+// newest is the last ID that was reserved.
+func (f *flight) newest() herald.ID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
+}
+
 // pass returns when everything is through that was under way when it was called,
 // or when ctx ends.
 func (f *flight) pass(ctx context.Context) {
@@ -100,7 +120,12 @@ type shipment struct {
 	batch   persistence.Batch
 	passage []*passage
 	err     error
-	done    bool   // committed, or nothing to commit; guarded by from.pmu
+	done    bool // committed, or nothing to commit; guarded by from.pmu
+	sent    bool // delivered here, and given to the other nodes; guarded by from.pmu
+	// appends are the frames that have to be appended before it is acknowledged,
+	// and one more until it is sent; lost: one of them was given up.
+	appends atomic.Int32
+	lost    atomic.Bool
 	failed  func() // called if the commit failed; may be nil
 	then    func() // called last, on a worker's goroutine; may be nil
 }
@@ -110,15 +135,22 @@ type shipment struct {
 func (e *Engine) ship(s *shipment, w *listen.Worker) {
 	c := s.from
 	if s.batch.Empty() {
-		if c != nil && !c.enqueueIfBusy(s) {
+		switch {
+		case e.waits(s, e.scratch(w)):
+			s.done = true
+			if c != nil {
+				c.enqueue(s)
+			}
+			e.worker(c).put(s)
+		case c == nil:
+			e.deliver(s, w)
+			e.landed(s)
+		case !c.enqueueIfBusy(s):
 			e.deliver(s, w)
 			c.acknowledge(s.acks, w)
 			e.landed(s)
-			return
-		}
-		if c == nil {
-			e.deliver(s, w)
-			e.landed(s)
+		case e.nodes.on(): // those before it may only wait to be appended
+			e.worker(c).put(s)
 		}
 		return
 	}
@@ -249,29 +281,51 @@ func (e *Engine) commitFailed(err error) {
 	}
 }
 
-// complete goes on with a shipment whose commit is through: it, and those
-// behind it that are through as well, are delivered and acknowledged in the
-// order in which they were published, if it is the first of its client's line.
+// complete goes on with a shipment whose commit is through, or whose frames are
+// appended: it, and those behind it that are as far, are delivered, and
+// acknowledged in the order in which they were published.
 func (e *Engine) complete(s *shipment, w *listen.Worker) {
+	c := s.from
+	if c == nil {
+		e.completeOwn(s, w)
+		return
+	}
 	if s.err != nil {
 		e.commitFailed(s.err)
 	}
-	c := s.from
-	if c == nil {
-		if s.err == nil {
-			e.deliver(s, w)
-		}
-		e.landed(s)
-		return
-	}
-	for s = c.ready(s); s != nil; {
-		if s.err != nil {
+	for next := c.ready(s); next != nil; next = c.sentNext(next) {
+		next.appends.Store(1)
+		if next.err != nil {
 			c.fail(wire.ReasonBusy, w)
+		} else {
+			e.deliver(next, w)
+		}
+	}
+	for {
+		next := c.dequeue(w)
+		if next == nil {
+			return
+		}
+		if next.lost.Load() {
+			c.fail(wire.ReasonBusy, w)
+		}
+		e.landed(next)
+	}
+}
+
+// completeOwn is complete for what the broker itself publishes.
+func (e *Engine) completeOwn(s *shipment, w *listen.Worker) {
+	if !s.sent {
+		s.sent = true
+		s.appends.Store(1)
+		if s.err != nil {
+			e.commitFailed(s.err)
 		} else {
 			e.deliver(s, w)
 		}
-		next := c.dequeue(s, w)
-		e.landed(s)
-		s = next
+		if s.appends.Add(-1) > 0 {
+			return // it comes back when the last frame is appended
+		}
 	}
+	e.landed(s)
 }

@@ -200,10 +200,13 @@ func (e *Engine) readGroup(g *group, after herald.ID, limit int) {
 			}
 			entries = nil
 			limit = 0 // not the end: it is asked for again with the next message
-		} else if len(entries) < limit && weight(entries) >= pageBytes {
-			limit = len(entries)
 		}
+		full := len(entries) == limit || weight(entries) >= pageBytes
 		e.workers[0].call(func(w *listen.Worker) {
+			entries := e.nodes.visible(entries)
+			if full {
+				limit = len(entries) // there may be more
+			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			g.core.Page(entries, limit)

@@ -29,6 +29,11 @@ func (e *Engine) deliver(sh *shipment, w *listen.Worker) {
 		for _, d := range r.to {
 			e.deliverTo(d.h, r, d.g, env, w, s)
 		}
+		if r.wide != nil {
+			e.forward(sh, r, toLive, s) // the rest when it stands in the inboxes
+		} else {
+			e.forward(sh, r, toAll, s)
+		}
 	}
 }
 
@@ -91,7 +96,11 @@ func (e *Engine) end(c *client, env session.Env, w *listen.Worker, s *scratch) {
 	}
 	if fx.Spill {
 		fx.Spill = false
-		e.spill(c)
+		if e.nodes.on() {
+			fx.Full = true // its inbox would have to be known to every node
+		} else {
+			e.spill(c)
+		}
 	}
 	if len(fx.Settled) > 0 {
 		e.groups.settle(e, fx.Settled)
@@ -205,15 +214,16 @@ func (e *Engine) readInbox(c *client, fx *session.Effects) {
 	core := c.core
 	e.background(func() {
 		entries, err := e.store.Inbox(e.ctx, core.ID(), after, maxID, limit, pageBytes, nil)
+		full := len(entries) == limit || weight(entries) >= pageBytes
 		e.worker(c).call(func(w *listen.Worker) {
 			if err != nil {
 				e.log.Error("reading a queue", sessionField(core.ID()), errField(err))
 				c.fail(wire.ReasonUnspecified, w)
 				return
 			}
-			short := limit
-			if len(entries) < limit && weight(entries) >= pageBytes {
-				short = len(entries) // the page was full by weight
+			entries, short := e.nodes.visible(entries), limit
+			if full {
+				short = len(entries) // there may be more
 			}
 			e.step(c, core, w, func(env session.Env, fx *session.Effects) { core.Page(entries, short, env, fx) })
 		})

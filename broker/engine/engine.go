@@ -69,6 +69,11 @@ type Config struct {
 	SysInterval time.Duration
 	// Version is told in $SYS.
 	Version string
+	// Cluster are the other nodes, for a store that implements persistence.Cluster;
+	// nil: this node is alone.
+	Cluster Cluster
+	// Now is the wall clock. nil: time.Now.
+	Now func() time.Time
 	// Network tells what went over the network, for $SYS; nil: nothing.
 	Network func() Network
 }
@@ -105,6 +110,17 @@ type Engine struct {
 	ids   *herald.IDs
 	index *topic.Index[*handle]
 
+	nodes   nodes
+	owners  owners
+	routing routing
+	trusts  trusts
+	remote  *topic.Index[*remote] // what other nodes have announced
+	errands chan struct{}         // one taken by each that runs for another node or waits for one
+	loaded  atomic.Bool           // subscriptions were read
+
+	// receiver is that of the goroutine that takes what other nodes send.
+	receiver *listen.Worker
+
 	flight  flight
 	epoch   atomic.Uint32 // of routing: rises when an ephemeral session gets an inbox
 	spillMu sync.Mutex    // serialises that
@@ -122,16 +138,17 @@ type Engine struct {
 	clientsMu sync.RWMutex
 	clients   map[string]*client // by client id: connected, or being put away
 
-	wills    delayedWills
-	ctx      context.Context // ends with Stop
-	cancel   context.CancelFunc
-	stopping atomic.Bool
-	refusing atomic.Bool
-	failed   atomic.Int64 // when a failed commit was logged last, Unix milliseconds
-	bg       sync.WaitGroup
-	slots    chan struct{} // one taken by each function that runs in the background
-	quit     chan struct{}
-	grants   grants
+	wills     delayedWills
+	orphansAt int64           // when wills were looked through last (housekeep)
+	ctx       context.Context // ends with Stop
+	cancel    context.CancelFunc
+	stopping  atomic.Bool
+	refusing  atomic.Bool
+	failed    atomic.Int64 // when a failed commit was logged last, Unix milliseconds
+	bg        sync.WaitGroup
+	slots     chan struct{} // one taken by each function that runs in the background
+	quit      chan struct{}
+	grants    grants
 }
 
 // handle is a session or group as the subscriptions index knows it. It costs a
@@ -158,6 +175,9 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	if cfg.Network == nil {
 		cfg.Network = func() Network { return Network{} }
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	if cfg.ReceiveMaximum <= 0 {
 		cfg.ReceiveMaximum = 1024
 	}
@@ -169,6 +189,14 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 		clients: make(map[string]*client),
 		quit:    make(chan struct{}),
 		slots:   make(chan struct{}, backgroundSlots),
+	}
+	e.remote, e.receiver = topic.New[*remote](), listen.NewWorker()
+	e.errands = make(chan struct{}, errandSlots)
+	e.owners.init()
+	e.routing.init()
+	e.trusts.init()
+	if cfg.Cluster != nil {
+		e.nodes.init(cfg.Cluster, store.(persistence.Cluster))
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.flight.last = store.MaxID() // what a former life committed will not come again, nor anything below it
@@ -197,6 +225,18 @@ func (e *Engine) Start(ctx context.Context) error {
 		defer e.bg.Done()
 		e.spreadOutbox()
 	}()
+	if e.nodes.on() {
+		e.bg.Add(1)
+		go func() {
+			defer e.bg.Done()
+			e.tellClosed()
+		}()
+		e.bg.Add(1)
+		go func() {
+			defer e.bg.Done()
+			e.trust()
+		}()
+	}
 	return nil
 }
 
@@ -215,14 +255,19 @@ func (e *Engine) Stop(ctx context.Context) {
 	e.cancel()
 }
 
-func (e *Engine) now() int64 { return time.Now().UnixMilli() }
+func (e *Engine) now() int64 { return e.cfg.Now().UnixMilli() }
 
 func (e *Engine) env() session.Env {
 	return session.Env{Now: e.now(), Closed: e.closed()}
 }
 
 // closed is the ID at or below which everything is committed and delivered.
-func (e *Engine) closed() herald.ID { return e.flight.closed() }
+func (e *Engine) closed() herald.ID {
+	if !e.nodes.on() {
+		return e.flight.closed()
+	}
+	return min(e.flight.closed(), herald.ID(e.nodes.closed.Load()))
+}
 
 // handle returns the handle of a session, or nil.
 func (e *Engine) handle(id herald.SessionID) *handle {
@@ -259,9 +304,11 @@ func (e *Engine) newSessionID() herald.SessionID { return herald.SessionID(e.new
 
 // scratch is what one worker of the listeners keeps for the engine.
 type scratch struct {
-	cache *topic.Cache[*handle]
-	in    intake
-	fx    session.Effects
+	cache   *topic.Cache[*handle]
+	remote  *topic.Cache[*remote] // nil until it is needed
+	targets []nodeTarget
+	in      intake
+	fx      session.Effects
 
 	open  bool   // fx is open to a connection's buffer, which began
 	began []byte // like this
@@ -292,6 +339,8 @@ type Stats struct {
 	Panics                                    atomic.Int64 // that ended one connection, or nothing
 	ClientsMaximum                            atomic.Int64
 	SessionsExpired                           atomic.Int64
+	Forwarded                                 atomic.Int64 // messages that came from other nodes
+	BadFrames                                 atomic.Int64 // frames and announcements that could not be decoded
 	Rejected                                  atomic.Int64 // connections that were refused or broke the protocol
 }
 

@@ -47,14 +47,27 @@ const backgroundSlots = 16
 // what a crash left connected.
 func (e *Engine) load(ctx context.Context) error {
 	started := e.now()
-	n := 0
-	err := e.store.ScanSubscriptions(ctx, func(id herald.SessionID, sub persistence.Subscription) error {
-		n++
-		return e.routeTo(e.handleFor(id, true), sub)
-	})
+	n, err := e.scanSubscriptions(ctx)
 	if err != nil {
 		return err
 	}
+	left := 0
+	if !e.nodes.on() { // else whoever found the last life dead has seen to it
+		if left, err = e.loadSessions(ctx, started); err != nil {
+			return err
+		}
+	}
+	e.loaded.Store(true)
+	if err := e.recoverOutbox(ctx); err != nil {
+		return err
+	}
+	e.log.Info("sessions loaded", zap.Int("subscriptions", n), zap.Int("were_connected", left),
+		zap.Int64("ms", e.now()-started))
+	return nil
+}
+
+// loadSessions sees to what a crash left connected: it tells how many.
+func (e *Engine) loadSessions(ctx context.Context, started int64) (int, error) {
 	var left []persistence.Session
 	if err := e.store.ScanSessions(ctx, func(s persistence.Session) error {
 		if s.Kind == persistence.Client && s.Disconnected == 0 {
@@ -68,25 +81,17 @@ func (e *Engine) load(ctx context.Context) error {
 		}
 		return nil
 	}); err != nil {
-		return err
+		return 0, err
 	}
 	var b persistence.Batch
 	for _, s := range left {
-		s.Disconnected = started
-		switch s.ExpiryInterval {
-		case never:
-		case 0:
-			s.Expires = started
-		default:
-			s.Expires = started + int64(s.ExpiryInterval)*1000
-		}
-		b.Sessions = append(b.Sessions, s)
+		b.Sessions = append(b.Sessions, disconnected(s, started))
 	}
 	// Clients that were connected when the process died have lost their
 	// connection without a DISCONNECT [MQTT-3.1.2-8].
 	wills, err := e.store.Wills(ctx, math.MaxInt64, true, math.MaxInt)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	outlives := make(map[herald.SessionID]uint32, len(left)) // seconds; ephemeral sessions did not outlive the process
 	for _, s := range left {
@@ -100,7 +105,7 @@ func (e *Engine) load(ctx context.Context) error {
 		}
 	}
 	if wills, err = e.store.Wills(ctx, math.MaxInt64, false, math.MaxInt); err != nil {
-		return err
+		return 0, err
 	}
 	for i := range wills {
 		if w := wills[i]; w.Due != 0 {
@@ -109,15 +114,10 @@ func (e *Engine) load(ctx context.Context) error {
 	}
 	if !b.Empty() {
 		if err := e.commit(&b); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	if err := e.recoverOutbox(ctx); err != nil {
-		return err
-	}
-	e.log.Info("sessions loaded", zap.Int("subscriptions", n), zap.Int("were_connected", len(left)),
-		zap.Int64("ms", e.now()-started))
-	return nil
+	return len(left), nil
 }
 
 // restore makes a stored group known although no member may be left.
@@ -149,7 +149,10 @@ func (e *Engine) housekeep() {
 			return
 		case now := <-t.C:
 			e.wills.publishDue(e, now.UnixMilli())
-			e.expireSessions(now.UnixMilli())
+			if e.leads() {
+				e.expireSessions(now.UnixMilli())
+			}
+			e.adoptOrphans(now.UnixMilli())
 			if now.Sub(marked) >= markEvery {
 				marked = now
 				e.mark()
@@ -226,6 +229,9 @@ func (e *Engine) expireSessions(now int64) {
 func (e *Engine) expireClient(row persistence.Session, now int64) error {
 	unlock := e.claims.lock(row.Name)
 	defer unlock()
+	if _, err := e.claim(e.ctx, ownerKey{persistence.Client, row.Name}); err != nil {
+		return err
+	}
 	again, err := e.store.Session(e.ctx, persistence.Client, row.Name)
 	if err != nil || again.ID != row.ID || again.Expires == 0 || again.Expires > now {
 		return nil
@@ -246,7 +252,10 @@ func (e *Engine) newWill(c *client, con *wire.Connect, now int64) *persistence.W
 		// Counted from the moment of publication; kept as a duration until then.
 		m.Expires = int64(con.WillExpiry)*1000 + 1
 	}
-	return &persistence.Will{Session: c.row.ID, Client: c.name, Message: m, Delay: con.WillDelay}
+	return &persistence.Will{
+		Session: c.row.ID, Client: c.name, Message: m, Delay: con.WillDelay,
+		Node: e.nodes.self.Node, Life: e.nodes.self.Incarnation,
+	}
 }
 
 // h0 is the identity of a client whose handle is not made yet.

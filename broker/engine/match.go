@@ -27,6 +27,8 @@ type routed struct {
 	wide []due
 	// numbered: something is kept of it, so the messages need IDs.
 	numbered bool
+	// local: it concerns this node only.
+	local bool
 }
 
 // due is one session that a run is due to.
@@ -66,6 +68,9 @@ func (e *Engine) route(c *client, s *scratch) {
 		m = s.cache.Match(in.topic)
 	}
 	matched := e.match(m, r, &sh.batch)
+	if !matched && e.nodes.on() {
+		matched = len(e.remoteTargets(s, in.topic)) > 0
+	}
 	reason := byte(0)
 	if !matched && qos == 1 { // not in PUBREC: the publish may come again, and then nobody knows
 		reason = wire.ReasonNoSubscribers
@@ -138,7 +143,7 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 	if len(targets) > 0 && e.outbox.takes(len(targets), m.Topic) {
 		r.numbered = true
 		r.wide = e.wide(r)
-		b.Spreads = append(b.Spreads, outboxSpread(r.run.Messages))
+		b.Spreads = append(b.Spreads, e.outboxSpread(r.run.Messages))
 		return matched
 	}
 	if len(targets) > 0 {
@@ -217,6 +222,9 @@ func (e *Engine) routeQoS0(c *client, w *listen.Worker, s *scratch) {
 		c.underWay(weight)
 		sh.then = func() { c.underWay(-weight) }
 		e.ship(sh, w)
+	}
+	if e.nodes.on() {
+		e.forwardQoS0(s, []byte(m.Topic), lazy, c.h.id)
 	}
 	if len(m.Nodes) == 0 {
 		return

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,12 +15,12 @@ import (
 	"github.com/herald-mqtt/herald/persistence"
 )
 
-// outboxID is the inbox of what is still to be spread: one entry per message
+// outboxOf is the inbox of what a node has still to spread: one entry per message
 // that is due to very many sessions. It is committed before the publisher's
 // acknowledgement; the sessions get theirs after it, some at a time, and what a
-// crash leaves is spread again at the next start, to the same keys. No session ID
-// is that low.
-const outboxID herald.SessionID = 1
+// crash leaves is spread again at the next start, or by a survivor, to the same
+// keys. No session ID is that low.
+func outboxOf(node uint16) herald.SessionID { return 1 + herald.SessionID(node) }
 
 // spreadChunk is how many sessions get a message in one commit.
 const spreadChunk = 1000
@@ -102,8 +103,8 @@ func (o *outbox) end() {
 }
 
 // outboxSpread is the entry that stands for a wide publish until it is spread.
-func outboxSpread(msgs []*herald.Message) persistence.Spread {
-	return persistence.Spread{Messages: msgs, Targets: []persistence.Target{{Session: outboxID, QoS: 2, Retain: true}}}
+func (e *Engine) outboxSpread(msgs []*herald.Message) persistence.Spread {
+	return persistence.Spread{Messages: msgs, Targets: []persistence.Target{{Session: outboxOf(e.nodes.self.Node), QoS: 2, Retain: true}}}
 }
 
 // wide lists the sessions with an inbox that a run is due to.
@@ -154,12 +155,13 @@ func (e *Engine) spreadOutbox() {
 				case <-time.After(time.Second):
 				}
 			}
+			e.forward(s, r, toDurable, e.scratch(w))
 			o.over(r.run.Messages[0].Topic)
 		}
 		for _, p := range s.passage {
 			e.flight.finish(p)
 		}
-		e.store.Commit(&persistence.Batch{Lazy: true, Marks: []persistence.Mark{{Session: outboxID, Low: e.closed()}}}, nil)
+		e.store.Commit(&persistence.Batch{Lazy: true, Marks: []persistence.Mark{{Session: outboxOf(e.nodes.self.Node), Low: e.closed()}}}, nil)
 	}
 }
 
@@ -198,16 +200,24 @@ func (e *Engine) deliverStored(d due, run *wire.Run, env session.Env, w *listen.
 func (e *Engine) recoverOutbox(ctx context.Context) error {
 	// A store may throw away what belongs to a session without a row. No group
 	// has a name without a slash.
-	const name = "outbox"
+	id, name := outboxOf(e.nodes.self.Node), "outbox"
+	if e.nodes.self.Node != 0 {
+		name = fmt.Sprintf("outbox %d", e.nodes.self.Node)
+	}
 	if _, err := e.store.Session(ctx, persistence.Group, name); errors.Is(err, herald.ErrNotFound) {
-		row := persistence.Session{ID: outboxID, Kind: persistence.Group, Name: name, ExpiryInterval: never}
+		row := persistence.Session{ID: id, Kind: persistence.Group, Name: name, ExpiryInterval: never}
 		if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{row}}); err != nil {
 			return err
 		}
 	} else if err != nil {
 		return err
 	}
-	win, err := e.store.Window(ctx, outboxID)
+	return e.finishOutbox(ctx, id)
+}
+
+// finishOutbox spreads what stands in an outbox.
+func (e *Engine) finishOutbox(ctx context.Context, id herald.SessionID) error {
+	win, err := e.store.Window(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -215,7 +225,7 @@ func (e *Engine) recoverOutbox(ctx context.Context) error {
 	w := listen.NewWorker()
 	cache := e.index.NewCache(16)
 	for at := win.Low; ; {
-		if page, err = e.store.Inbox(ctx, outboxID, at, maxID, 64, pageBytes, page[:0]); err != nil {
+		if page, err = e.store.Inbox(ctx, id, at, maxID, 64, pageBytes, page[:0]); err != nil {
 			return err
 		}
 		if len(page) == 0 {
@@ -234,7 +244,7 @@ func (e *Engine) recoverOutbox(ctx context.Context) error {
 				return herald.ErrUnavailable
 			}
 		}
-		if err := e.commit(&persistence.Batch{Marks: []persistence.Mark{{Session: outboxID, Low: at}}}); err != nil {
+		if err := e.commit(&persistence.Batch{Marks: []persistence.Mark{{Session: id, Low: at}}}); err != nil {
 			return err
 		}
 	}

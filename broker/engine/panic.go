@@ -32,7 +32,7 @@ func (e *Engine) panicked(c *client, r any, w *listen.Worker, s *scratch) {
 	if s.open {
 		conn.End(w, s.began)
 	}
-	*s = scratch{cache: s.cache, in: s.in}
+	*s = scratch{cache: s.cache, remote: s.remote, in: s.in}
 	conn.Shutdown()
 	e.abandon(conn)
 }

@@ -196,7 +196,7 @@ func (e *Engine) giveRetainedThen(c *client, sub *subscription, msgs []*herald.M
 		sh.batch.Spreads = []persistence.Spread{{Messages: ptrs, Targets: []persistence.Target{{
 			Session: c.h.id, QoS: sub.QoS, Retain: true, Identifiers: g.Identifiers,
 		}}}}
-		sh.runs = []routed{{run: wire.MakeRun(ptrs), to: []due{{c.h, g}}}}
+		sh.runs = []routed{{run: wire.MakeRun(ptrs), to: []due{{c.h, g}}, local: true}}
 	}
 	if row != nil {
 		sh.batch.Subscribe = []persistence.SubscriptionOf{{Session: c.h.id, Subscription: *row}}

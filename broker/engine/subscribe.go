@@ -37,6 +37,8 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	defer release()
 	c.mu.Lock()
 	retained := false
+	var add, remove []string
+	var events [][]byte
 	for i, f := range req.Filters {
 		filter := string(f.Filter)
 		if code := e.mayRead(conn, filter); code != 0 {
@@ -48,7 +50,11 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 			RetainHandling: f.RetainHandling, Identifier: req.Identifier,
 		}}
 		codes[i] = sub.QoS
-		_, existed[i] = c.subs[filter]
+		if old := c.subs[filter]; old != nil {
+			existed[i] = true
+			remove = append(remove, want(c.core.Durable(), filter, old.QoS)...)
+		}
+		add = append(add, want(c.core.Durable(), filter, sub.QoS)...)
 		wants := e.wantsRetained(sub, existed[i], f.Shared)
 		c.replaceRetained(filter, sub, wants)
 		if wants {
@@ -60,6 +66,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		fresh[i] = sub
 		if c.core.Durable() {
 			b.Subscribe = append(b.Subscribe, persistence.SubscriptionOf{Session: c.h.id, Subscription: sub.Subscription})
+			events = append(events, appendSubscribed(c.h.id, &sub.Subscription))
 		}
 	}
 	for _, sub := range fresh {
@@ -82,6 +89,11 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 			return
 		}
 	}
+	if err := e.announceFor(c, add, remove, events); err != nil {
+		e.log.Warn("other nodes have not taken a subscription in", errField(err))
+		c.fail(wire.ReasonUnavailable, w)
+		return
+	}
 	release()
 	conn.End(w, wire.AppendSuback(conn.Begin(), c.version, req.PacketID, codes))
 	e.groups.joined(e, c, w)
@@ -90,6 +102,10 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	}
 	upTo := e.newID() // what is retained later comes as a publish
 	e.flight.pass(e.ctx)
+	if e.nodes.on() {
+		upTo = e.Clock()
+		e.nodes.passed(e.quit, upTo)
+	}
 	for i, sub := range fresh {
 		if sub != nil && e.wantsRetained(sub, existed[i], req.Filters[i].Shared) {
 			e.sendRetained(c, sub, upTo, w)
@@ -121,18 +137,23 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 		return
 	}
 	defer release()
+	var remove []string
+	var events [][]byte
 	c.mu.Lock()
 	for i, f := range req.Filters {
 		filter := string(f)
-		if c.subs[filter] == nil {
+		sub := c.subs[filter]
+		if sub == nil {
 			codes[i] = wire.ReasonNoSubscription
 			continue
 		}
+		remove = append(remove, want(c.core.Durable(), filter, sub.QoS)...)
 		delete(c.subs, filter)
 		c.replaceRetained(filter, nil, false)
 		gone = append(gone, filter)
 		if c.core.Durable() {
 			b.Unsubscribe = append(b.Unsubscribe, persistence.FilterOf{Session: c.h.id, Filter: filter})
+			events = append(events, appendUnsubscribed(c.h.id, filter))
 		}
 	}
 	c.mu.Unlock()
@@ -145,6 +166,10 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 			c.fail(wire.ReasonBusy, w)
 			return
 		}
+	}
+	if err := e.announceFor(c, nil, remove, events); err != nil {
+		c.fail(wire.ReasonUnavailable, w)
+		return
 	}
 	conn.End(w, wire.AppendUnsuback(conn.Begin(), c.version, req.PacketID, codes))
 }

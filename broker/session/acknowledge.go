@@ -139,6 +139,7 @@ func (s *Session) mark(env Env) persistence.Mark {
 // advance moves low up to the highest ID that passes neither an entry that is
 // not settled nor one that may still come.
 func (s *Session) advance(env Env) {
+	env = s.capped(env)
 	low := env.Closed
 	if s.feed.state != live {
 		low = min(low, s.feed.pos)
@@ -160,6 +161,31 @@ func (s *Session) advance(env Env) {
 	if s.feed.state == live {
 		s.feed.forget(env.Closed)
 	}
+}
+
+// Distrust keeps the session from believing in closed time above what it is now,
+// until Trust: messages may stand in its inbox, or come to stand there, that
+// nobody will deliver.
+func (s *Session) Distrust(env Env) { s.ceiling = max(env.Closed, 1) }
+
+// Trust ends that: everything from now on is delivered. The session looks at its
+// inbox once more.
+func (s *Session) Trust(env Env, fx *Effects) {
+	if s.ceiling == 0 {
+		return
+	}
+	if s.attached && s.inbox {
+		s.feed.look(s, s.capped(env))
+	}
+	s.ceiling = 0
+	s.Pump(env, fx)
+}
+
+func (s *Session) capped(env Env) Env {
+	if s.ceiling != 0 {
+		env.Closed = min(env.Closed, s.ceiling)
+	}
+	return env
 }
 
 // Held tells whether the client's QoS 2 packet id is taken by a PUBLISH that

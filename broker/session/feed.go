@@ -160,6 +160,26 @@ func (f *feed) lag(of holder, env Env) {
 
 func (s *Session) marked() herald.ID { return s.low }
 
+// Look has the session look at its inbox again: something may stand there that
+// was not, and will not be, delivered.
+func (s *Session) Look(env Env, fx *Effects) {
+	if !s.attached || !s.inbox {
+		return
+	}
+	s.feed.look(s, s.capped(env))
+	s.Pump(env, fx)
+}
+
+// look has the inbox read from closed time on, whatever was read of it.
+func (f *feed) look(of holder, env Env) {
+	switch f.state {
+	case live:
+		f.lag(of, env)
+	case loading:
+		f.overflow, f.aside = true, nil // what is being read does not reach the end
+	}
+}
+
 // eachHeld implements holder.
 func (s *Session) eachHeld(f func(herald.ID)) {
 	for _, sl := range s.window.slots {

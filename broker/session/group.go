@@ -86,6 +86,13 @@ func (g *Group) Deliver(run *wire.Run, from, to int, gr *Grant, stored bool, env
 	g.feed.push(it)
 }
 
+// Look has the group look at its inbox again, as [Session.Look] does.
+func (g *Group) Look(env Env) {
+	if g.durable {
+		g.feed.look(g, env)
+	}
+}
+
 // Read asks for a page if the group could use one.
 func (g *Group) Read(env Env, fx *Effects) {
 	if g.durable && g.feed.hungry() {

@@ -117,6 +117,8 @@ type Session struct {
 	inbox    bool
 	spilling bool
 	limit    Limit
+	// ceiling caps closed time, as long as it is not 0: see Trust.
+	ceiling herald.ID
 
 	// Of the connection; meaningful while attached.
 	attached bool
@@ -158,6 +160,7 @@ func (s *Session) Attached() bool { return s.attached }
 // PUBLISHes with their packet ids as their entries come from the inbox
 // [MQTT-4.4.0-1].
 func (s *Session) Attach(p Params, w persistence.Window, env Env, fx *Effects) {
+	env = s.capped(env)
 	s.attached, s.p = true, p
 	if s.p.ReceiveMaximum < 1 {
 		s.p.ReceiveMaximum = 1
@@ -270,7 +273,7 @@ func (s *Session) Deliver(run *wire.Run, from, to int, g *Grant, src herald.Sess
 		return
 	}
 	it := item{run: run, g: g, src: src, from: int32(from), to: int32(to)}
-	if s.inbox && src == 0 && !s.feed.admit(&it, s, env) {
+	if s.inbox && src == 0 && !s.feed.admit(&it, s, s.capped(env)) {
 		return
 	}
 	s.accept(it, env, fx)
@@ -392,6 +395,7 @@ func (s *Session) Pump(env Env, fx *Effects) {
 	if !s.attached {
 		return
 	}
+	env = s.capped(env)
 	if n := len(s.settled); n > s.tidyAt || n >= s.feed.mem.Settled {
 		s.advance(env)
 		if n > s.tidyAt || len(s.settled) < n {

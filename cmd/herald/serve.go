@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker"
 	"github.com/herald-mqtt/herald/broker/admin"
 	"github.com/herald-mqtt/herald/broker/config"
 )
@@ -150,10 +151,34 @@ func (s *server) serve(ctx context.Context, opened chan<- struct{}) error {
 	s.node.Store(&n)
 	close(opened)
 	err = n.Run(ctx)
+	for errors.Is(err, broker.ErrLost) && ctx.Err() == nil {
+		s.log.Warn("this node was declared dead; it begins a new life", zap.Error(err))
+		if n, err = s.again(ctx); err != nil {
+			return err
+		}
+		s.node.Store(&n)
+		err = n.Run(ctx)
+	}
 	if err != nil && atStart(err) {
 		return refused(err)
 	}
 	return err
+}
+
+// again opens the node anew, however long what it needs is away.
+func (s *server) again(ctx context.Context) (node, error) {
+	for {
+		n, err := s.open(s.config, s.log)
+		if err == nil || ctx.Err() != nil {
+			return n, err
+		}
+		s.log.Warn("cannot begin a new life yet", zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // exit ends the process without waiting for anything.

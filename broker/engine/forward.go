@@ -1,0 +1,305 @@
+package engine
+
+import (
+	"errors"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/topic"
+	"github.com/herald-mqtt/herald/broker/wire"
+)
+
+// target is a node that a run goes to, and whether somebody there has to have it
+// before it is acknowledged.
+type nodeTarget struct {
+	peer *peer
+	wait bool
+}
+
+// remoteTargets finds the nodes that a topic goes to, into s.targets.
+func (e *Engine) remoteTargets(s *scratch, name []byte) []nodeTarget {
+	to := s.targets[:0]
+	if e.remote.Filters() > 0 {
+		if s.remote == nil {
+			s.remote = e.remote.NewCache(topicCache)
+		}
+		for _, n := range s.remote.Match(name).Nodes {
+			snap := n.Subscribers()
+			for i := range snap.Chunks() {
+				for _, en := range snap.Chunk(i) {
+					to = addTarget(to, en.Target)
+				}
+			}
+		}
+	}
+	s.targets = to
+	return to
+}
+
+func addTarget(to []nodeTarget, r *remote) []nodeTarget {
+	for i := range to {
+		if to[i].peer == r.peer {
+			to[i].wait = to[i].wait || r.wait
+			return to
+		}
+	}
+	return append(to, nodeTarget{r.peer, r.wait})
+}
+
+// forward sends a run of a shipment to the nodes where somebody wants it; whom
+// says to whose sessions there. The shipment is not acknowledged before the frames
+// that matter to sessions without an inbox are appended.
+func (e *Engine) forward(sh *shipment, r *routed, whom byte, s *scratch) {
+	if !e.nodes.on() || r.local {
+		return
+	}
+	msgs := r.run.Messages
+	to := e.remoteTargets(s, []byte(msgs[0].Topic))
+	if len(to) == 0 {
+		return
+	}
+	if msgs[0].ID == 0 && msgs[0].QoS > 0 {
+		whom = toLive // it stands in no inbox
+	}
+	var frame []byte
+	for _, t := range to {
+		wait := t.wait && msgs[0].QoS > 0 && whom&toLive != 0
+		if frame == nil {
+			frame = appendPublish(nil, msgs, r.from, whom)
+		}
+		if !wait {
+			t.peer.send(frame, nil, msgs[len(msgs)-1].ID)
+			continue
+		}
+		sh.appends.Add(1)
+		t.peer.send(frame, func(err error) {
+			if err != nil {
+				sh.lost.Store(true)
+			}
+			if sh.appends.Add(-1) == 0 {
+				e.worker(sh.from).put(sh)
+			}
+		}, msgs[len(msgs)-1].ID)
+	}
+}
+
+// waits tells whether any run of a shipment has to be appended to another node's
+// stream before it is acknowledged.
+func (e *Engine) waits(sh *shipment, s *scratch) bool {
+	if !e.nodes.on() || e.remote.Filters() == 0 {
+		return false
+	}
+	for i := range sh.runs {
+		for _, t := range e.remoteTargets(s, []byte(sh.runs[i].run.Messages[0].Topic)) {
+			if t.wait {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// forwardQoS0 sends a run that nobody keeps.
+func (e *Engine) forwardQoS0(s *scratch, name []byte, run func() *wire.Run, from herald.SessionID) {
+	to := e.remoteTargets(s, name)
+	if len(to) == 0 {
+		return
+	}
+	frame := appendPublish(nil, run().Messages, from, toAll)
+	for _, t := range to {
+		t.peer.send(frame, nil, 0)
+	}
+}
+
+// send sends a frame to the peer, behind all that was sent before. done, if not
+// nil, is called when Redis has it, or with an error when this node gives up; a
+// frame without it that cannot be taken is lost, and the peer told to look for
+// what had an ID up to id.
+func (p *peer) send(frame []byte, done func(error), id herald.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		if done != nil {
+			done(nil) // nobody is there any more
+		}
+		return
+	}
+	p.drainLocked()
+	p.sendLocked(parcel{frame, done}, id)
+}
+
+func (p *peer) sendLocked(f parcel, id herald.ID) {
+	if len(p.queue) > 0 {
+		if f.done != nil {
+			p.queue = append(p.queue, f)
+		} else {
+			p.loseLocked(id)
+		}
+		return
+	}
+	err := p.appendLocked(f)
+	switch {
+	case err == nil:
+	case f.done == nil:
+		p.loseLocked(id)
+	case errors.Is(err, bridge.ErrGone), errors.Is(err, bridge.ErrTooLarge):
+		f.done(nil)
+	case errors.Is(err, herald.ErrClosed):
+		f.done(err)
+	default:
+		p.queue = append(p.queue, f)
+	}
+}
+
+func (p *peer) loseLocked(id herald.ID) {
+	if id != 0 {
+		p.gap, p.gapTo = true, max(p.gapTo, id)
+	}
+}
+
+// appendLocked gives the bridge a frame.
+func (p *peer) appendLocked(f parcel) error {
+	if f.done == nil {
+		return p.e.nodes.AppendAsync(p.Peer, f.frame, nil)
+	}
+	return p.e.nodes.AppendAsync(p.Peer, f.frame, func(err error) {
+		switch {
+		case errors.Is(err, bridge.ErrHeld):
+			// It is on its way, and will be reported again.
+		case errors.Is(err, bridge.ErrUnavailable): // given back: the oldest come first
+			p.mu.Lock()
+			p.queue = append(p.queue, f)
+			p.mu.Unlock()
+		case errors.Is(err, bridge.ErrGone):
+			f.done(nil)
+		default:
+			f.done(err)
+		}
+	})
+}
+
+// drainLocked gives the bridge what waits, if it takes it again.
+func (p *peer) drainLocked() {
+	if len(p.queue) == 0 || !p.e.nodes.Available() {
+		return
+	}
+	queue := p.queue
+	p.queue = nil
+	for i, f := range queue {
+		p.sendLocked(f, 0)
+		if len(p.queue) > 0 {
+			p.queue = append(p.queue, queue[i+1:]...)
+			return
+		}
+	}
+}
+
+// fail gives up what waits.
+func (p *peer) fail(err error) {
+	p.mu.Lock()
+	queue := p.queue
+	p.queue, p.over = nil, true
+	p.mu.Unlock()
+	for _, f := range queue {
+		f.done(err)
+	}
+}
+
+// Receive takes frames of a peer: the transport's handler.
+func (e *Engine) Receive(from bridge.Peer, frames [][]byte) {
+	e.guard("receive", func() { e.receive(from, frames) })
+}
+
+func (e *Engine) receive(from bridge.Peer, frames [][]byte) {
+	p := e.meet(from)
+	w := e.receiver
+	for _, b := range frames {
+		f, err := decodeFrame(b)
+		if err != nil {
+			e.stats.BadFrames.Add(1)
+			e.log.Error("a frame of another node cannot be decoded and is skipped", nodeField(from), errField(err))
+			continue
+		}
+		switch f.kind {
+		case framePublish:
+			e.arrive(p, &f, w)
+		case frameClosed:
+			p.reach(f.id)
+			e.nodes.sum()
+		case frameLook:
+			w.Flush()
+			e.look(p, f.id)
+		case frameRelease:
+			e.errand(func() { e.giveUp(p, &f) })
+		case frameGranted:
+			e.owners.answered(f.request, f.epoch)
+		}
+	}
+	w.Flush()
+}
+
+// arrive delivers what a peer has forwarded to those who are connected here.
+func (e *Engine) arrive(p *peer, f *frame, w *listen.Worker) {
+	s := e.scratch(w)
+	msgs := f.messages
+	e.stats.Forwarded.Add(int64(len(msgs)))
+	if f.whom&toDurable != 0 && msgs[0].ID != 0 {
+		p.came(msgs)
+	}
+	r := routed{run: wire.MakeRun(msgs), from: f.from, epoch: e.epoch.Load()}
+	// Frames that come after their time: the sessions with an inbox have looked.
+	stale := p.stale(msgs[len(msgs)-1].ID)
+	if !stale && p.stale(msgs[0].ID) {
+		for i := range msgs { // half of it: one by one
+			one := *f
+			one.messages = msgs[i : i+1]
+			e.arrive(p, &one, w)
+		}
+		return
+	}
+	m := s.cache.Match([]byte(msgs[0].Topic))
+	env := e.env()
+	one := func(h *handle, g *grantOf) {
+		kept := h.durable && g.QoS > 0 && msgs[0].QoS > 0
+		switch {
+		case kept && (stale || msgs[0].ID == 0 || f.whom&toDurable == 0):
+		case !kept && f.whom&toLive == 0:
+		default:
+			e.deliverTo(h, &r, g, env, w, s)
+		}
+	}
+	e.eachMatch(m, f.from, one)
+}
+
+// eachMatch calls f for every session and group that a topic goes to here, once.
+func (e *Engine) eachMatch(m *topic.Match[*handle], from herald.SessionID, f func(*handle, *grantOf)) {
+	if len(m.Nodes) > 1 {
+		for _, d := range e.merge(m, from) {
+			f(d.h, d.g)
+		}
+		return
+	}
+	for _, n := range m.Nodes {
+		snap := n.Subscribers()
+		for i := range snap.Chunks() {
+			for _, en := range snap.Chunk(i) {
+				if en.NoLocal && en.Target.id == from {
+					continue
+				}
+				f(en.Target, e.grants.of(en.Options))
+			}
+		}
+	}
+}
+
+// Gap tells that frames of a peer may be missing: the transport's handler. While
+// both nodes live none are; a new life begins with nothing.
+func (e *Engine) Gap(from bridge.Peer) {}
+
+// Lost tells that Redis may have lost what it had acknowledged. The bridge makes
+// it good; sessions look at their inboxes meanwhile.
+func (e *Engine) Lost(reason error) {
+	e.log.Warn("redis has lost something; sessions look at their queues", errField(reason))
+	e.background(e.lookAll)
+}

@@ -1,0 +1,239 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// grantOf is a grant; see session.
+type grantOf = session.Grant
+
+func nodeField(p bridge.Peer) zap.Field {
+	return zap.String("node", fmt.Sprintf("%d/%d", p.Node, p.Incarnation))
+}
+
+// A frame between nodes begins with its version and its kind. Integers are big
+// endian or, where they are usually small, varints.
+//
+//	publish  whom, flags, publisher, topic, number of messages; of each
+//	         [ID] [expires] properties, payload
+//	closed   ID: every frame for what lies at or below was sent before
+//	look     ID: some were lost; look at the inboxes
+//	release  request, kind, epoch, name: who asks wants to serve the session
+//	granted  request, epoch: it does, under this epoch; 0: ask the store again
+const frameVersion = 1
+
+const (
+	framePublish byte = iota + 1
+	frameClosed
+	frameLook
+	frameRelease
+	frameGranted
+)
+
+// To whom on the other node a publish goes.
+const (
+	// toLive: sessions that end with their connection, and whoever gets it at QoS 0.
+	toLive byte = 1 << iota
+	// toDurable: sessions in whose inbox it stands.
+	toDurable
+	toAll = toLive | toDurable
+)
+
+const (
+	flagQoS      = 0x03
+	flagRetain   = 0x04
+	flagNumbered = 0x08
+	flagExpires  = 0x10
+)
+
+// frame is one that was decoded. What it points at belongs to it.
+type frame struct {
+	kind     byte
+	whom     byte
+	from     herald.SessionID
+	messages []*herald.Message
+	id       herald.ID
+	request  uint64
+	epoch    uint64
+	subject  persistence.Kind
+	name     string
+}
+
+func begin(b []byte, kind byte) []byte { return append(b, frameVersion, kind) }
+
+func appendPublish(b []byte, msgs []*herald.Message, from herald.SessionID, whom byte) []byte {
+	size := 32 + len(msgs[0].Topic)
+	for _, m := range msgs {
+		size += len(m.Payload) + len(m.Properties) + 24
+	}
+	if b == nil {
+		b = make([]byte, 0, size)
+	}
+	first := msgs[0]
+	flags := first.QoS & flagQoS
+	if first.Retain {
+		flags |= flagRetain
+	}
+	if first.ID != 0 {
+		flags |= flagNumbered
+	}
+	for _, m := range msgs {
+		if m.Expires != 0 {
+			flags |= flagExpires
+		}
+	}
+	b = append(begin(b, framePublish), whom, flags)
+	b = binary.BigEndian.AppendUint64(b, uint64(from))
+	b = appendBytes(b, first.Topic)
+	b = binary.AppendUvarint(b, uint64(len(msgs)))
+	for _, m := range msgs {
+		if flags&flagNumbered != 0 {
+			b = binary.BigEndian.AppendUint64(b, uint64(m.ID))
+		}
+		if flags&flagExpires != 0 {
+			b = binary.AppendVarint(b, m.Expires)
+		}
+		b = appendBytes(b, m.Properties)
+		b = appendBytes(b, m.Payload)
+	}
+	return b
+}
+
+func appendBytes[T ~string | ~[]byte](b []byte, s T) []byte {
+	b = binary.AppendUvarint(b, uint64(len(s)))
+	return append(b, s...)
+}
+
+func appendClosed(b []byte, kind byte, id herald.ID) []byte {
+	return binary.BigEndian.AppendUint64(begin(b, kind), uint64(id))
+}
+
+func appendRelease(b []byte, request uint64, kind persistence.Kind, epoch uint64, name string) []byte {
+	b = binary.BigEndian.AppendUint64(begin(b, frameRelease), request)
+	b = append(b, byte(kind))
+	b = binary.BigEndian.AppendUint64(b, epoch)
+	return appendBytes(b, name)
+}
+
+func appendGranted(b []byte, request, epoch uint64) []byte {
+	b = binary.BigEndian.AppendUint64(begin(b, frameGranted), request)
+	return binary.BigEndian.AppendUint64(b, epoch)
+}
+
+var errFrame = errors.New("malformed frame")
+
+// reader takes a frame apart. After an error everything is zero.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) take(n uint64) []byte {
+	if r.bad || n > uint64(len(r.b)) {
+		r.bad = true
+		return nil
+	}
+	v := r.b[:n:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) byte() byte {
+	if v := r.take(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+
+func (r *reader) uint64() uint64 {
+	if v := r.take(8); v != nil {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.bad = true
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) varint() int64 {
+	v, n := binary.Varint(r.b)
+	if n <= 0 {
+		r.bad = true
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) bytes() []byte { return r.take(r.uvarint()) }
+
+// decodeFrame takes a frame apart; the result points into b.
+func decodeFrame(b []byte) (f frame, err error) {
+	r := reader{b: b}
+	if v := r.byte(); v != frameVersion {
+		return f, fmt.Errorf("frame of version %d", v)
+	}
+	f.kind = r.byte()
+	switch f.kind {
+	case framePublish:
+		f.publish(&r)
+	case frameClosed, frameLook:
+		f.id = herald.ID(r.uint64())
+	case frameRelease:
+		f.request, f.subject, f.epoch = r.uint64(), persistence.Kind(r.byte()), r.uint64()
+		f.name = string(r.bytes())
+	case frameGranted:
+		f.request, f.epoch = r.uint64(), r.uint64()
+	default:
+		return f, fmt.Errorf("frame of kind %d", f.kind)
+	}
+	if r.bad || len(r.b) > 0 {
+		return frame{}, errFrame
+	}
+	return f, nil
+}
+
+func (f *frame) publish(r *reader) {
+	f.whom = r.byte()
+	flags := r.byte()
+	f.from = herald.SessionID(r.uint64())
+	topic := string(r.bytes())
+	n := r.uvarint()
+	if flags&flagQoS == 3 || !herald.ValidTopic(topic) || n == 0 || n > uint64(len(r.b)) {
+		r.bad = true
+		return
+	}
+	all := make([]herald.Message, n)
+	f.messages = make([]*herald.Message, n)
+	for i := range all {
+		m := &all[i]
+		f.messages[i] = m
+		m.Publisher, m.Topic, m.QoS, m.Retain = f.from, topic, flags&flagQoS, flags&flagRetain != 0
+		if flags&flagNumbered != 0 {
+			m.ID = herald.ID(r.uint64())
+		}
+		if flags&flagExpires != 0 {
+			m.Expires = r.varint()
+		}
+		if p := r.bytes(); len(p) > 0 {
+			m.Properties = p
+		}
+		m.Payload = r.bytes()
+	}
+}

@@ -1,0 +1,281 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// Who serves a session, or a shared group, stands in its claim in the store. Only
+// the owner gives it up, to the node that asks, when everything that it had under
+// way is committed, appended and out of its hands; or its life is over. So the
+// owner of a claim is the only node that may have anything of the session.
+
+// owners are the claims of this node.
+type owners struct {
+	mu      sync.Mutex // guards below
+	own     map[ownerKey]persistence.Claim
+	asking  map[uint64]chan uint64 // by request
+	request atomic.Uint64
+}
+
+type ownerKey struct {
+	kind persistence.Kind
+	name string
+}
+
+func (o *owners) init() {
+	o.own = make(map[ownerKey]persistence.Claim)
+	o.asking = make(map[uint64]chan uint64)
+}
+
+// owns tells whether this node has claimed something.
+func (o *owners) owns(k ownerKey) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, ok := o.own[k]
+	return ok
+}
+
+func (o *owners) set(k ownerKey, c persistence.Claim) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.own[k] = c
+}
+
+func (o *owners) drop(k ownerKey) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.own, k)
+}
+
+// ask registers a request.
+func (o *owners) ask() (request uint64, answer chan uint64) {
+	request, answer = o.request.Add(1), make(chan uint64, 1)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.asking[request] = answer
+	return request, answer
+}
+
+func (o *owners) asked(request uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.asking, request)
+}
+
+// answered brings the answer to a request.
+func (o *owners) answered(request, epoch uint64) {
+	o.mu.Lock()
+	ch := o.asking[request]
+	o.mu.Unlock()
+	if ch != nil {
+		select {
+		case ch <- epoch:
+		default:
+		}
+	}
+}
+
+const (
+	// claimWait is how long a client waits until another node has given up its
+	// session, or was found dead.
+	claimWait = 15 * time.Second
+	// askAgain is how often the other node is asked, or the store.
+	askAgain = 2 * time.Second
+)
+
+// owner tells who has a claim, for errors.
+func ownerOf(c persistence.Claim) bridge.Peer {
+	return bridge.Peer{Node: c.Owner, Incarnation: c.Life}
+}
+
+// claim makes this node the owner of a session; died tells that the last owner's
+// life had ended without its giving it up. The caller has the name's lock.
+func (e *Engine) claim(ctx context.Context, k ownerKey) (died bool, err error) {
+	n := &e.nodes
+	if !n.on() || e.owners.owns(k) {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimWait)
+	defer cancel()
+	for {
+		old, err := n.store.Claimed(ctx, k.kind, k.name)
+		if err != nil {
+			return false, err
+		}
+		last := ownerOf(old)
+		switch {
+		case last == n.self: // it was given to us
+			e.owners.set(k, old)
+			return died, nil
+		case old.Epoch != 0 && n.Live(last):
+			if err := e.askFor(ctx, k, old); err != nil {
+				return false, err
+			}
+			continue
+		case old.Epoch != 0:
+			if err := n.Over(ctx, last); err != nil {
+				return false, fmt.Errorf("%w: waiting for the end of node %d/%d: %w", herald.ErrUnavailable, last.Node, last.Incarnation, err)
+			}
+			died = true
+		}
+		now, won, err := n.store.Claim(ctx, k.kind, k.name, old, n.self.Node, n.self.Incarnation)
+		if err != nil {
+			return false, err
+		}
+		if won {
+			e.owners.set(k, now)
+			return died, nil
+		}
+	}
+}
+
+// askFor asks the owner of a claim for it and returns when it has answered, or may
+// have.
+func (e *Engine) askFor(ctx context.Context, k ownerKey, old persistence.Claim) error {
+	request, answer := e.owners.ask()
+	defer e.owners.asked(request)
+	p := e.meet(ownerOf(old))
+	p.send(appendRelease(nil, request, k.kind, old.Epoch, k.name), nil, 0)
+	t := time.NewTimer(askAgain)
+	defer t.Stop()
+	select {
+	case <-answer:
+		return nil
+	case <-t.C:
+		return nil // the store knows whether it has
+	case <-ctx.Done():
+		return fmt.Errorf("%w: node %d/%d does not give the session up", herald.ErrUnavailable, p.Node, p.Incarnation)
+	}
+}
+
+// giveUp gives a session to a node that asks for it.
+func (e *Engine) giveUp(to *peer, f *frame) {
+	k := ownerKey{f.subject, f.name}
+	epoch, err := e.handOver(to, k)
+	if err != nil {
+		e.log.Warn("giving a session up", nodeField(to.Peer), errField(err))
+		return // it asks again
+	}
+	to.send(appendGranted(nil, f.request, epoch), nil, 0)
+}
+
+// handOver ends what this node has of a session and makes another its owner.
+func (e *Engine) handOver(to *peer, k ownerKey) (epoch uint64, err error) {
+	unlock := e.claims.lock(k.name)
+	defer unlock()
+	return e.handOverLocked(to, k, func() {
+		w := listen.NewWorker()
+		e.takeOver(k.name, nil, w)
+		w.Flush()
+		e.dropWill(k.name)
+	})
+}
+
+func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64, err error) {
+	n := &e.nodes
+	old, err := n.store.Claimed(e.ctx, k.kind, k.name)
+	if err != nil {
+		return 0, err
+	}
+	if ownerOf(old) != n.self {
+		e.owners.drop(k)
+		return 0, nil // the store knows
+	}
+	end()
+	// What was published before must not be overtaken by what is published over
+	// there.
+	if err := e.allAppended(); err != nil {
+		return 0, err
+	}
+	e.owners.drop(k)
+	now, won, err := n.store.Claim(e.ctx, k.kind, k.name, old, to.Node, to.Incarnation)
+	switch {
+	case err != nil:
+		return 0, err
+	case !won:
+		return 0, errors.New("claimed by somebody else")
+	}
+	return now.Epoch, nil
+}
+
+// allAppended waits until Redis has every frame that was sent, or everybody has
+// looked for what it was to tell of.
+func (e *Engine) allAppended() error {
+	n := &e.nodes
+	last := e.flight.newest()
+	for {
+		ctx, cancel := context.WithTimeout(e.ctx, 500*time.Millisecond)
+		err := n.Flush(ctx)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, herald.ErrClosed) || e.ctx.Err() != nil {
+			return herald.ErrClosed
+		}
+		covered := true
+		for _, p := range n.peers() {
+			st := p.status.Load()
+			covered = covered && (st == nil && !n.Live(p.Peer) || st != nil && st.Covered[n.self.Node] >= last)
+		}
+		if covered {
+			return nil
+		}
+	}
+}
+
+// dropWill takes a delayed will out of this node's care: who has the session now
+// finds its row.
+func (e *Engine) dropWill(name string) {
+	row, err := e.store.Session(e.ctx, persistence.Client, name)
+	if err == nil {
+		e.wills.take(row.ID)
+	}
+}
+
+// secure claims a client's session before it is loaded. It tells whether what an
+// earlier owner may still have in flight is to be sealed off.
+func (e *Engine) secure(name string) (died bool, err error) {
+	if !e.nodes.on() {
+		return false, nil
+	}
+	if !e.nodes.Valid() {
+		return false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
+	}
+	began := time.Now()
+	if died, err = e.claim(e.ctx, ownerKey{persistence.Client, name}); err != nil {
+		e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
+		return false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
+	}
+	return died, nil
+}
+
+// errandSlots bounds what runs at the same time on behalf of other nodes.
+const errandSlots = 256
+
+// errand runs f on a goroutine of its own: it may wait for other nodes.
+func (e *Engine) errand(f func()) {
+	e.bg.Add(1)
+	go func() {
+		defer e.bg.Done()
+		select {
+		case e.errands <- struct{}{}:
+		case <-e.ctx.Done():
+			return
+		}
+		defer func() { <-e.errands }()
+		e.guard("errand", f)
+	}()
+}

@@ -1,0 +1,452 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/topic"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// What a node announces. Routes are a set of strings:
+//
+//	l{filter}  somebody is connected who wants what matches
+//	w{filter}  so does a session that ends with its connection, at QoS 1 or 2:
+//	           publishers wait until a frame for it is appended
+//
+// Events tell of what stands in the store as well, for those who have read it:
+//
+//	s session options filter   a durable session has subscribed
+//	u session filter           it has unsubscribed
+//	e session                  it has ended
+//
+// The row is written before the event is announced. So a node that starts reads
+// what it has no event of.
+
+const (
+	routeLive   = 'l'
+	routeWaited = 'w'
+
+	eventSubscribed   = 's'
+	eventUnsubscribed = 'u'
+	eventEnded        = 'e'
+)
+
+// routing is what this node has announced.
+type routing struct {
+	mu     sync.Mutex // guards below; announcements are made under it
+	routes map[string]*announced
+
+	scanMu   sync.Mutex // guards below
+	scanning bool       // subscriptions are being read from the store
+	touched  map[subscriptionKey]struct{}
+}
+
+// announced is a route of this node.
+type announced struct {
+	n  int             // sessions
+	at bridge.Position // of the announcement
+}
+
+type subscriptionKey struct {
+	session herald.SessionID
+	filter  string
+}
+
+func (r *routing) init() { r.routes = make(map[string]*announced) }
+
+// want are the routes that a subscription of a connected session needs. Those of
+// a shared one are its group's.
+func want(durable bool, filter string, qos byte) (routes []string) {
+	if _, _, shared, _ := herald.SplitShare(filter); shared {
+		return nil
+	}
+	routes = []string{string(routeLive) + filter}
+	if !durable && qos > 0 {
+		routes = append(routes, string(routeWaited)+filter)
+	}
+	return routes
+}
+
+// announce tells of routes that come and go, and of events. The position is the
+// one that everybody has to have applied before a SUBACK; 0: nothing to wait for.
+func (e *Engine) announce(add, remove []string, events [][]byte) (bridge.Position, error) {
+	if !e.nodes.on() {
+		return 0, nil
+	}
+	r := &e.routing
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var c bridge.Change
+	var at bridge.Position
+	for _, s := range add {
+		a := r.routes[s]
+		if a == nil {
+			a = &announced{}
+			r.routes[s] = a
+			c.Add = append(c.Add, s)
+		}
+		a.n++
+		at = max(at, a.at)
+	}
+	for _, s := range remove {
+		a := r.routes[s]
+		if a == nil {
+			continue
+		}
+		if a.n--; a.n == 0 {
+			delete(r.routes, s)
+			c.Remove = append(c.Remove, s)
+		}
+	}
+	c.Events = events
+	if len(c.Add)+len(c.Remove)+len(c.Events) == 0 {
+		return at, nil
+	}
+	p, err := e.nodes.Announce(c)
+	if err != nil { // nothing of it has happened
+		for _, s := range c.Add {
+			delete(r.routes, s)
+		}
+		for _, s := range add {
+			if a := r.routes[s]; a != nil {
+				a.n--
+			}
+		}
+		for _, s := range c.Remove {
+			r.routes[s] = &announced{n: 1}
+		}
+		return 0, fmt.Errorf("announce routes: %w", err)
+	}
+	for _, s := range c.Add {
+		r.routes[s].at = p
+	}
+	return max(at, p), nil
+}
+
+// routeWait is how long a SUBACK or CONNACK waits for the other nodes.
+const routeWait = 8 * time.Second
+
+// trusts are sessions that have come and may not believe in closed time yet: see
+// session.Distrust.
+type trusts struct {
+	mu   sync.Mutex // guards below
+	list []*client
+	at   bridge.Position
+	wake chan struct{} // of capacity 1
+}
+
+func (t *trusts) init() { t.wake = make(chan struct{}, 1) }
+
+func (t *trusts) add(c *client, at bridge.Position) {
+	t.mu.Lock()
+	t.list, t.at = append(t.list, c), max(t.at, at)
+	t.mu.Unlock()
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// trust lets sessions that have come believe in closed time when every node sends
+// their messages here: all routes are applied, and what was published before is
+// committed. It runs until Stop.
+func (e *Engine) trust() {
+	t := &e.trusts
+	w := listen.NewWorker()
+	for {
+		select {
+		case <-e.quit:
+			return
+		case <-t.wake:
+		}
+		t.mu.Lock()
+		list, at := t.list, t.at
+		t.list = nil
+		t.mu.Unlock()
+		for e.settledRoutes(at) != nil {
+			select {
+			case <-e.quit:
+				return
+			case <-time.After(closeEvery):
+			}
+		}
+		if !e.nodes.passed(e.quit, e.Clock()) {
+			return
+		}
+		for _, c := range list {
+			e.step(c, c.core, w, c.core.Trust)
+		}
+		w.Flush()
+	}
+}
+
+// announceFor announces what a client's SUBSCRIBE or UNSUBSCRIBE changes, and
+// returns when every live node has applied it.
+func (e *Engine) announceFor(c *client, add, remove []string, events [][]byte) error {
+	if !e.nodes.on() {
+		return nil
+	}
+	at, err := e.announce(add, remove, events)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.routes = append(c.routes, add...)
+	for _, r := range remove {
+		if i := slices.Index(c.routes, r); i >= 0 {
+			c.routes = slices.Delete(c.routes, i, i+1)
+		}
+	}
+	c.mu.Unlock()
+	return e.settledRoutes(at)
+}
+
+// withdraw takes the routes of a client back whose connection is gone.
+func (e *Engine) withdraw(c *client) {
+	c.mu.Lock()
+	routes := c.routes
+	c.routes = nil
+	c.mu.Unlock()
+	if _, err := e.announce(nil, routes, nil); err != nil {
+		e.log.Warn("withdrawing routes", errField(err))
+	}
+}
+
+// announceEnd tells that a durable session has ended.
+func (e *Engine) announceEnd(id herald.SessionID, subs map[string]*subscription) {
+	if !e.nodes.on() {
+		return
+	}
+	events := make([][]byte, 0, len(subs)+1)
+	for f := range subs {
+		events = append(events, appendUnsubscribed(id, f))
+	}
+	if _, err := e.announce(nil, nil, append(events, appendEnded(id))); err != nil {
+		e.log.Warn("announcing the end of a session", errField(err))
+	}
+}
+
+// settled waits until every live node has applied announcements up to at.
+func (e *Engine) settledRoutes(at bridge.Position) error {
+	if !e.nodes.on() || at == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, routeWait)
+	defer cancel()
+	return e.nodes.Settled(ctx, at)
+}
+
+// routesOf are all that a connected session needs; c.mu is held, or the client is
+// not known to others yet.
+func (c *client) routesOf() (routes []string) {
+	for f, s := range c.subs {
+		routes = append(routes, want(c.core.Durable(), f, s.QoS)...)
+	}
+	return routes
+}
+
+func appendSubscribed(id herald.SessionID, sub *persistence.Subscription) []byte {
+	b := binary.BigEndian.AppendUint64([]byte{eventSubscribed}, uint64(id))
+	flags := sub.QoS & 3
+	if sub.NoLocal {
+		flags |= 4
+	}
+	if sub.RetainAsPublished {
+		flags |= 8
+	}
+	b = binary.AppendUvarint(append(b, flags), uint64(sub.Identifier))
+	return append(b, sub.Filter...)
+}
+
+func appendUnsubscribed(id herald.SessionID, filter string) []byte {
+	b := binary.BigEndian.AppendUint64([]byte{eventUnsubscribed}, uint64(id))
+	return append(b, filter...)
+}
+
+func appendEnded(id herald.SessionID) []byte {
+	return binary.BigEndian.AppendUint64([]byte{eventEnded}, uint64(id))
+}
+
+// Apply takes an announcement of a peer: the transport's handler.
+func (e *Engine) Apply(from bridge.Peer, c bridge.Change) {
+	p := e.meet(from)
+	for _, s := range c.Add {
+		if err := e.addRoute(p, s); err != nil {
+			e.badRoute(from, err)
+		}
+	}
+	for _, s := range c.Remove {
+		e.removeRoute(p, s)
+	}
+	for _, b := range c.Events {
+		if err := e.event(b); err != nil {
+			e.badRoute(from, err)
+		}
+	}
+}
+
+func (e *Engine) badRoute(from bridge.Peer, err error) {
+	e.stats.BadFrames.Add(1)
+	e.log.Error("an announcement of another node cannot be decoded and is skipped", nodeField(from), errField(err))
+}
+
+// Replace takes all the routes of a peer, of which some announcements are
+// missing: the transport's handler. What is in the store is read again before
+// the peer is told that everything is applied.
+func (e *Engine) Replace(from bridge.Peer, routes []string) {
+	p := e.meet(from)
+	now := make(map[string]struct{}, len(routes))
+	for _, s := range routes {
+		now[s] = struct{}{}
+		if err := e.addRoute(p, s); err != nil {
+			e.badRoute(from, err)
+		}
+	}
+	p.mu.Lock()
+	var gone []string
+	for s := range p.routes {
+		if _, ok := now[s]; !ok {
+			gone = append(gone, s)
+		}
+	}
+	p.mu.Unlock()
+	for _, s := range gone {
+		e.removeRoute(p, s)
+	}
+	if !e.loaded.Load() {
+		return // it is about to be read
+	}
+	for e.ctx.Err() == nil {
+		n, err := e.scanSubscriptions(e.ctx)
+		if err == nil {
+			e.log.Info("announcements were missed; subscriptions read again", nodeField(from), zap.Int("subscriptions", n))
+			break
+		}
+		e.log.Error("reading subscriptions; it is tried again", errField(err))
+		select {
+		case <-e.quit:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+	e.lookAll()
+}
+
+func (e *Engine) addRoute(p *peer, s string) error {
+	if len(s) < 2 || s[0] != routeLive && s[0] != routeWaited || !herald.ValidFilter(s[1:]) {
+		return errors.New("malformed route")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.routes[s]; ok || p.over {
+		return nil
+	}
+	p.routes[s] = struct{}{}
+	e.remote.Subscribe(s[1:], p.target(s), topic.Options{})
+	return nil
+}
+
+func (p *peer) target(route string) *remote {
+	if route[0] == routeWaited {
+		return p.waited
+	}
+	return p.live
+}
+
+func (e *Engine) removeRoute(p *peer, s string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.routes[s]; ok {
+		delete(p.routes, s)
+		e.remote.Unsubscribe(s[1:], p.target(s))
+	}
+}
+
+// dropRoutes drops all of a peer's.
+func (e *Engine) dropRoutes(p *peer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.routes {
+		e.remote.Unsubscribe(s[1:], p.target(s))
+	}
+	clear(p.routes)
+}
+
+// event carries out what another node has done to a durable session.
+func (e *Engine) event(b []byte) error {
+	r := reader{b: b}
+	kind, id := r.byte(), herald.SessionID(r.uint64())
+	switch kind {
+	case eventSubscribed:
+		flags, identifier := r.byte(), r.uvarint()
+		sub := persistence.Subscription{
+			Filter: string(r.b), QoS: min(flags&3, 2), NoLocal: flags&4 != 0, RetainAsPublished: flags&8 != 0, Identifier: uint32(identifier),
+		}
+		if _, _, _, ok := herald.SplitShare(sub.Filter); r.bad || !ok {
+			return errFrame
+		}
+		e.touch(id, sub.Filter)
+		return e.routeTo(e.handleFor(id, true), sub)
+	case eventUnsubscribed:
+		if r.bad {
+			return errFrame
+		}
+		e.touch(id, string(r.b))
+		if h := e.handle(id); h != nil {
+			e.unroute(h, string(r.b))
+		}
+	case eventEnded:
+		if r.bad {
+			return errFrame
+		}
+		e.dropHandle(id)
+	default:
+		return fmt.Errorf("event of kind %d", kind)
+	}
+	return nil
+}
+
+// touch notes that a subscription was changed while all are being read: what is
+// read of it may be older.
+func (e *Engine) touch(id herald.SessionID, filter string) {
+	r := &e.routing
+	r.scanMu.Lock()
+	defer r.scanMu.Unlock()
+	if r.scanning {
+		r.touched[subscriptionKey{id, filter}] = struct{}{}
+	}
+}
+
+// scanSubscriptions reads all subscriptions into the index.
+func (e *Engine) scanSubscriptions(ctx context.Context) (n int, err error) {
+	r := &e.routing
+	r.scanMu.Lock()
+	r.scanning, r.touched = true, make(map[subscriptionKey]struct{})
+	r.scanMu.Unlock()
+	defer func() {
+		r.scanMu.Lock()
+		r.scanning, r.touched = false, nil
+		r.scanMu.Unlock()
+	}()
+	err = e.store.ScanSubscriptions(ctx, func(id herald.SessionID, sub persistence.Subscription) error {
+		n++
+		r.scanMu.Lock()
+		defer r.scanMu.Unlock()
+		if _, ok := r.touched[subscriptionKey{id, sub.Filter}]; ok {
+			return nil
+		}
+		return e.routeTo(e.handleFor(id, true), sub)
+	})
+	return n, err
+}
