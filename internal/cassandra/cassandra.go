@@ -8,9 +8,9 @@ package cassandra
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -19,7 +19,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // Options say how to run a cluster. The zero value is one node in a folder that
@@ -36,13 +35,24 @@ type Options struct {
 	// Durable has nodes answer a write when it is on disk, as a test wants that
 	// kills them.
 	Durable bool
-	// Password: clients have to log in (cassandra, cassandra).
+	// Password: clients have to log in (User, Password).
 	Password bool
+	// TLS: clients have to speak TLS and to show a certificate; Files has what they
+	// need.
+	TLS bool
+	// Datacenter is the name of the one in which all nodes are. Default datacenter1.
+	Datacenter string
 	// Port is where CQL is spoken; 0 is a free one.
 	Port int
 	// Log is told what takes long; nil is nobody.
 	Log func(format string, args ...any)
 }
+
+// User and Password log in where Options.Password asks for it.
+const (
+	User     = "cassandra"
+	Password = "cassandra"
+)
 
 // Cluster is a running Cassandra, or a server that somebody gave.
 type Cluster struct {
@@ -53,6 +63,7 @@ type Cluster struct {
 	port  int
 	peers int // storage port
 	jars  []string
+	tls   *tls.Config // of clients; nil: none
 
 	nodes []*node
 }
@@ -72,7 +83,7 @@ var ErrGiven = errors.New("cassandra: the server was given by HERALD_TEST_CQL")
 // Launch starts a cluster and waits until every node answers. The caller stops
 // it; should the caller die, the processes die with it (on Linux).
 func Launch(ctx context.Context, opts Options) (_ *Cluster, err error) {
-	if given := os.Getenv("HERALD_TEST_CQL"); given != "" && opts.Nodes <= 1 && !opts.Password {
+	if given := os.Getenv("HERALD_TEST_CQL"); given != "" && opts.Nodes <= 1 && !opts.Password && !opts.TLS && opts.Datacenter == "" {
 		return fromAddress(given)
 	}
 	opts.Nodes = max(opts.Nodes, 1)
@@ -111,6 +122,11 @@ func Launch(ctx context.Context, opts Options) (_ *Cluster, err error) {
 	}
 	if c.peers, err = freePort(hosts); err != nil {
 		return nil, err
+	}
+	if opts.TLS {
+		if err := c.certify(hosts); err != nil {
+			return nil, err
+		}
 	}
 	for i, host := range hosts {
 		n := &node{host: host, dir: filepath.Join(c.dir, "node"+strconv.Itoa(i+1))}
@@ -187,7 +203,7 @@ func (c *Cluster) Restart(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	return n.await(ctx, c.port, gone)
+	return c.await(ctx, n, gone)
 }
 
 // Stop ends all nodes and removes the folder if it was not given.
@@ -256,41 +272,6 @@ func (c *Cluster) start(n *node) (<-chan struct{}, error) {
 	}
 	n.pid, n.gone = cmd.Process.Pid, gone
 	return gone, nil
-}
-
-// await waits until the node answers CQL.
-func (n *node) await(ctx context.Context, port int, gone <-chan struct{}) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	address := net.JoinHostPort(n.host, strconv.Itoa(port))
-	for {
-		if speaksCQL(address) {
-			return nil
-		}
-		select {
-		case <-gone:
-			return fmt.Errorf("cassandra: node %s ended:\n%s", n.host, n.tail())
-		case <-ctx.Done():
-			return fmt.Errorf("cassandra: node %s does not answer: %w\n%s", n.host, ctx.Err(), n.tail())
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
-
-// speaksCQL sends OPTIONS and expects SUPPORTED.
-func speaksCQL(address string) bool {
-	conn, err := net.DialTimeout("tcp", address, time.Second)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
-	if _, err := conn.Write([]byte{4, 0, 0, 0, 5, 0, 0, 0, 0}); err != nil {
-		return false
-	}
-	head := make([]byte, 9)
-	_, err = io.ReadFull(conn, head)
-	return err == nil && head[4] == 6
 }
 
 // tail is the end of what the node said.

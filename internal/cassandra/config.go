@@ -22,6 +22,25 @@ func (c *Cluster) configure(n *node, i int) error {
 	if c.opts.Password {
 		auth = "authenticator: PasswordAuthenticator\nauthorizer: CassandraAuthorizer\n"
 	}
+	snitch := "SimpleSnitch"
+	if c.opts.Datacenter != "" {
+		snitch = "GossipingPropertyFileSnitch"
+		where := fmt.Sprintf("dc=%s\nrack=rack1\n", c.opts.Datacenter)
+		if err := os.WriteFile(n.path("cassandra-rackdc.properties"), []byte(where), 0o600); err != nil {
+			return err
+		}
+	}
+	encryption := ""
+	if c.opts.TLS {
+		encryption = fmt.Sprintf(`client_encryption_options:
+  enabled: true
+  optional: false
+  require_client_auth: true
+  ssl_context_factory: {class_name: org.apache.cassandra.security.PEMBasedSslContextFactory}
+  keystore: %s
+  truststore: %s
+`, c.path("server.pem"), c.path("ca.pem"))
+	}
 	// With the usual periodic one, a node that is killed has lost what it took in
 	// its last tenth of a second, or more.
 	sync := "commitlog_sync: periodic\ncommitlog_sync_period: 1000ms"
@@ -33,7 +52,7 @@ num_tokens: 1
 initial_token: %d
 auto_bootstrap: false
 partitioner: org.apache.cassandra.dht.Murmur3Partitioner
-endpoint_snitch: SimpleSnitch
+endpoint_snitch: %s
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
     parameters: [{seeds: "127.0.0.1:%d"}]
@@ -72,9 +91,9 @@ materialized_views_enabled: false
 batch_size_warn_threshold: 256KiB
 batch_size_fail_threshold: 4096KiB
 native_transport_max_frame_size: 32MiB
-%s`, token, c.peers, n.host, n.host, c.peers, c.port,
+%s%s`, token, snitch, c.peers, n.host, n.host, c.peers, c.port,
 		n.path("data"), n.path("commitlog"), n.path("hints"), n.path("caches"), n.path("cdc"), sync,
-		max(c.opts.Heap/6, 32), auth)
+		max(c.opts.Heap/6, 32), auth, encryption)
 	if err := os.WriteFile(n.path("cassandra.yaml"), []byte(yaml), 0o600); err != nil {
 		return err
 	}
@@ -117,6 +136,7 @@ func (c *Cluster) arguments(n *node) []string {
 		"-Dio.netty.tryReflectionSetAccessible=true", "-Djava.awt.headless=true",
 		"-Dcassandra-foreground=yes", "-Dcassandra.config=file://" + n.path("cassandra.yaml"),
 		"-Dlogback.configurationFile=" + n.path("logback.xml"),
+		"-Dcassandra-rackdc.properties=file://" + n.path("cassandra-rackdc.properties"),
 		"-Dcassandra.storagedir=" + n.dir, "-Dcassandra.logdir=" + n.dir,
 		// Nothing to wait for: the ring is known.
 		"-Dcassandra.ring_delay_ms=1000", "-Dcassandra.skip_wait_for_gossip_to_settle=0",

@@ -78,7 +78,16 @@ func (o *Options) connect(keyspace string) (gocqlx.Session, error) {
 	}
 	where := strings.Join(o.Hosts, ", ") + ", port " + strconv.Itoa(o.Port)
 	text := strings.ReplaceAll(err.Error(), "\n", " ")
+	for _, what := range []string{"gocql: unable to create session: ", "unable to connect to the cluster, last error: ", "unable to discover protocol version: "} {
+		text = strings.ReplaceAll(text, what, "")
+	}
+	var alert tls.AlertError
+	var unverified *tls.CertificateVerificationError
 	switch {
+	case errors.As(err, &alert), errors.As(err, &unverified), strings.Contains(text, "tls: "):
+		return s, fmt.Errorf("%w: store.scylla.tls: %s: %s", herald.ErrUnavailable, where, text)
+	case o.Datacenter != "" && strings.Contains(text, "datacenter "+o.Datacenter):
+		return s, fmt.Errorf("%w: store.scylla.datacenter: %s has no %q", herald.ErrUnavailable, where, o.Datacenter)
 	case errors.Is(err, gocql.ErrNoHosts):
 		return s, fmt.Errorf("%w: store.scylla.hosts: none given", herald.ErrUnavailable)
 	case strings.Contains(text, "Provided username") || strings.Contains(text, "authentication") || strings.Contains(text, "Authentication") || strings.Contains(text, "password"):
@@ -89,6 +98,9 @@ func (o *Options) connect(keyspace string) (gocqlx.Session, error) {
 	var dns *net.DNSError
 	if errors.As(err, &dns) {
 		text = dns.Error()
+	}
+	if o.TLS == nil && (strings.Contains(text, "EOF") || strings.Contains(text, "connection reset")) {
+		text += " (it closed the connection: it may want store.scylla.tls)"
 	}
 	return s, fmt.Errorf("%w: store.scylla.hosts: no answer from %s: %s", herald.ErrUnavailable, where, text)
 }

@@ -22,7 +22,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c, err := cassandra.Launch(ctx, cassandra.Options{Nodes: *n, Port: *port, Dir: *dir, Heap: *heap,
+	c, err := cassandra.Launch(ctx, cassandra.Options{Nodes: *n, Port: *port, Dir: *dir, Heap: *heap, Durable: true,
 		Log: func(f string, args ...any) { fmt.Fprintf(os.Stderr, f+"\n", args...) }})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
