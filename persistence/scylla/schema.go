@@ -177,8 +177,16 @@ func createKeyspace(ctx context.Context, s gocqlx.Session, o *Options) error {
 		factors = append(factors, fmt.Sprintf(", '%s': %d", strings.ReplaceAll(dc, "'", "''"), n))
 	}
 	sort.Strings(factors)
-	return execSchema(ctx, s, fmt.Sprintf("CREATE KEYSPACE IF NOT EXISTS %s WITH replication = {'class': 'NetworkTopologyStrategy'%s}",
-		o.Keyspace, strings.Join(factors, "")))
+	create := fmt.Sprintf("CREATE KEYSPACE IF NOT EXISTS %s WITH replication = {'class': 'NetworkTopologyStrategy'%s}",
+		o.Keyspace, strings.Join(factors, ""))
+	if isScylla(s) {
+		// Tables that lie in tablets have no lightweight transactions. A server that
+		// knows no tablets refuses to hear of them.
+		if err := execSchema(ctx, s, create+" AND tablets = {'enabled': false}"); err == nil {
+			return nil
+		}
+	}
+	return execSchema(ctx, s, create)
 }
 
 func createTables(s gocqlx.Session, keyspace string) error {
