@@ -251,7 +251,6 @@ func (m *machine) done(now time.Duration, r result) {
 		delete(m.look0, node)
 		m.looked[node] = max(m.looked[node], r.member.Life)
 		m.copied = false
-		m.skipLeft()
 		m.beatNow(now)
 	}
 }
@@ -305,15 +304,10 @@ func (m *machine) read(now time.Duration, r result) {
 			m.deaths[row.Node] = &death{life: row.Life, since: now}
 		}
 	}
-	m.skipLeft()
-}
-
-// skipLeft counts lives that have left: there is nothing to look at.
-func (m *machine) skipLeft() {
 	for _, row := range m.rows {
+		// Of a life that has left there is nothing to look for.
 		if row.State == persistence.Left && m.looked[row.Node] == row.Life-1 {
-			m.looked[row.Node] = row.Life
-			m.copied = false
+			m.looked[row.Node], m.copied = row.Life, false
 		}
 	}
 }

@@ -189,13 +189,13 @@ func (n *Node) Leave(ctx context.Context) error {
 			return nil
 		}
 		if err != nil && ctx.Err() != nil {
-			return fmt.Errorf("membership: leaving: %w", err)
+			return fmt.Errorf("membership: leaving: %w: %w", ctx.Err(), err)
 		}
 		// The row is not as we know it: the last beat was without an answer, or
 		// somebody has buried us.
 		rows, err := n.o.Store.Members(ctx)
 		if err != nil && ctx.Err() != nil {
-			return fmt.Errorf("membership: leaving: %w", err)
+			return fmt.Errorf("membership: leaving: %w: %w", ctx.Err(), err)
 		}
 		for _, row := range rows {
 			if row.Node != m.Node {

@@ -16,10 +16,6 @@ import (
 	"github.com/herald-mqtt/herald/persistence"
 )
 
-// schedules is how many random schedules TestSchedules runs: fewer where each costs
-// more.
-const schedules = 150
-
 type life struct {
 	node uint16
 	life uint64
@@ -28,6 +24,7 @@ type life struct {
 // world is a cluster to which things happen, with what must never be.
 type world struct {
 	rand *rand.Rand // used by the schedule only
+	calm bool       // nothing goes wrong any more
 	rows membershiptest.Rows
 	// clock is what the process of that name takes for the time.
 	clock func(name int) func() time.Time
@@ -129,6 +126,8 @@ func (u *unit) think(m persistence.Member) error {
 	case 0:
 		return errors.New("not this time")
 	case 1:
+		time.Sleep(time.Duration(r.IntN(40_000)) * time.Millisecond)
+	case 2:
 		time.Sleep(time.Duration(r.IntN(12_000)) * time.Millisecond)
 	default:
 		time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond)
@@ -185,7 +184,11 @@ func (u *unit) Lost() {
 func (w *world) launch(name int, sameHost bool) {
 	ctx, end := context.WithCancel(context.Background())
 	u := &unit{w: w, name: name, same: sameHost, store: w.rows.Open(nil), end: end, looked: map[uint16]uint64{}}
-	u.feel(well, w.rand.Uint64())
+	mood := well
+	if !w.calm {
+		mood = moods(max(0, w.rand.IntN(6)-2))
+	}
+	u.feel(mood, w.rand.Uint64())
 	w.mu.Lock()
 	w.all = append(w.all, u)
 	w.mu.Unlock()
@@ -469,6 +472,7 @@ func run(t *testing.T, seed uint64, names int, clock func(int) func() time.Time)
 // recover ends all faults: in the end everybody who is to be alive is, and every
 // death is settled.
 func (w *world) recover(names int) {
+	w.calm = true
 	for _, u := range w.up() {
 		u.feel(well, w.rand.Uint64())
 		u.store.Resume()
@@ -484,7 +488,7 @@ func (w *world) recover(names int) {
 	}
 	for _, u := range up {
 		if u.node == nil || !u.node.Valid() {
-			w.fail("n%d is not valid in the end", u.name)
+			w.fail("n%d is not valid in the end (joined: %v)", u.name, u.node != nil)
 		}
 	}
 	w.mu.Unlock()

@@ -118,7 +118,8 @@ func (s *Store) dead() bool {
 }
 
 // do carries f out, with the rows locked, and with what is to go wrong.
-func (s *Store) do(ctx context.Context, op string, f func(r *Rows)) error {
+func do[T any](ctx context.Context, s *Store, op string, f func(r *Rows) T) (T, error) {
+	var none T
 	s.mu.Lock()
 	fault := s.fault
 	s.mu.Unlock()
@@ -127,33 +128,34 @@ func (s *Store) do(ctx context.Context, op string, f func(r *Rows)) error {
 		x = fault(op)
 	}
 	failed := fmt.Errorf("%s: %w", op, herald.ErrUnavailable)
-	act := func() {
+	act := func() T {
 		s.pass()
 		if x.Refuse || s.dead() {
-			return
+			return none
 		}
 		s.rows.mu.Lock()
-		f(s.rows)
-		s.rows.mu.Unlock()
+		defer s.rows.mu.Unlock()
+		return f(s.rows)
 	}
 	if x.Late {
-		time.AfterFunc(x.Before, act)
+		time.AfterFunc(x.Before, func() { act() })
 		s.pass()
-		return failed
+		return none, failed
 	}
 	err := wait(ctx, x.Before)
+	var result T
 	if err == nil {
-		act()
+		result = act()
 		err = wait(ctx, x.After)
 	}
 	s.pass()
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", failed, err)
+		return none, fmt.Errorf("%w: %w", failed, err)
 	case x.Refuse || x.Lose || s.dead():
-		return failed
+		return none, failed
 	}
-	return nil
+	return result, nil
 }
 
 func wait(ctx context.Context, d time.Duration) error {
@@ -170,21 +172,22 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Join is [persistence.Cluster.Join].
-func (s *Store) Join(ctx context.Context, name string, status []byte) (persistence.Member, error) {
-	var m persistence.Member
-	var inUse error
-	err := s.do(ctx, "join", func(r *Rows) { m, inUse = r.join(name, status) })
-	if err == nil {
-		err = inUse
-	}
-	if err != nil {
-		return persistence.Member{}, err
-	}
-	return m, nil
+// row is one, and whether the operation was carried out.
+type row struct {
+	persistence.Member
+	ok bool
 }
 
-func (r *Rows) join(name string, status []byte) (persistence.Member, error) {
+// Join is [persistence.Cluster.Join].
+func (s *Store) Join(ctx context.Context, name string, status []byte) (persistence.Member, error) {
+	got, err := do(ctx, s, "join", func(r *Rows) row { return r.join(name, status) })
+	if err == nil && !got.ok {
+		err = fmt.Errorf("node %q: %w", name, herald.ErrInUse)
+	}
+	return got.Member, err
+}
+
+func (r *Rows) join(name string, status []byte) row {
 	m := persistence.Member{Life: 1, Name: name, State: persistence.Live, Beat: 1, Status: slices.Clone(status)}
 	over := func(m persistence.Member) bool {
 		return m.State == persistence.Finished || m.State == persistence.Left
@@ -194,41 +197,38 @@ func (r *Rows) join(name string, status []byte) (persistence.Member, error) {
 		m.Node = uint16(len(r.rows))
 		r.rows = append(r.rows, m)
 		r.changed(m)
-		return m, nil
+		return row{m, true}
 	}
 	if at < 0 {
 		at = slices.IndexFunc(r.rows, over)
 	}
 	if at < 0 || !over(r.rows[at]) {
-		return m, fmt.Errorf("node %q: %w", name, herald.ErrInUse)
+		return row{}
 	}
 	m.Node, m.Life = r.rows[at].Node, r.rows[at].Life+1
 	r.rows[at] = m
 	r.changed(m)
-	return m, nil
+	return row{m, true}
 }
 
 // Beat is [persistence.Cluster.Beat].
 func (s *Store) Beat(ctx context.Context, m persistence.Member, status []byte) (now persistence.Member, ok bool, err error) {
-	err = s.do(ctx, "beat", func(r *Rows) {
-		row := r.at(m)
-		if row == nil || row.State != persistence.Live {
-			return
+	got, err := do(ctx, s, "beat", func(r *Rows) row {
+		at := r.at(m)
+		if at == nil || at.State != persistence.Live {
+			return row{}
 		}
-		switch row.Beat {
+		switch at.Beat {
 		case m.Beat:
-			row.Beat++
-			row.Status = slices.Clone(status)
+			at.Beat++
+			at.Status = slices.Clone(status)
 		case m.Beat + 1: // an earlier attempt, whose answer was lost
 		default:
-			return
+			return row{}
 		}
-		now, ok = *row, true
+		return row{*at, true}
 	})
-	if err != nil {
-		return persistence.Member{}, false, err
-	}
-	return now, ok, nil
+	return got.Member, got.ok, err
 }
 
 // at is the row of the life m, or nil.
@@ -241,25 +241,20 @@ func (r *Rows) at(m persistence.Member) *persistence.Member {
 
 // Members is [persistence.Cluster.Members].
 func (s *Store) Members(ctx context.Context) ([]persistence.Member, error) {
-	var all []persistence.Member
-	if err := s.do(ctx, "members", func(r *Rows) { all = slices.Clone(r.rows) }); err != nil {
-		return nil, err
-	}
-	return all, nil
+	return do(ctx, s, "members", func(r *Rows) []persistence.Member { return slices.Clone(r.rows) })
 }
 
 // Change is [persistence.Cluster.Change].
 func (s *Store) Change(ctx context.Context, m persistence.Member, from, to persistence.MemberState) (ok bool, err error) {
-	err = s.do(ctx, "change", func(r *Rows) {
-		row := r.at(m)
-		if row == nil {
-			return
+	return do(ctx, s, "change", func(r *Rows) bool {
+		at := r.at(m)
+		if at == nil {
+			return false
 		}
-		if row.State == from && (from != persistence.Live || row.Beat == m.Beat) {
-			row.State = to
-			r.changed(*row)
+		if at.State == from && (from != persistence.Live || at.Beat == m.Beat) {
+			at.State = to
+			r.changed(*at)
 		}
-		ok = row.State == to
+		return at.State == to
 	})
-	return ok && err == nil, err
 }

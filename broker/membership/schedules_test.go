@@ -1,0 +1,6 @@
+//go:build !race
+
+package membership_test
+
+// schedules is how many random schedules TestSchedules runs.
+const schedules = 200
