@@ -84,7 +84,11 @@ func (s *Store) agree(ctx context.Context, m persistence.Member) (unfinished, er
 		case life != m.Life || state != persistence.Dead:
 			return nil, nil
 		case plan != nil:
-			return decodePlan(plan)
+			var clock int64
+			if clock, _, _, err = s.nodeRow(ctx, m.Node); err == nil {
+				s.clock.saw(clock)
+				return decodePlan(plan)
+			}
 		default:
 			var todo unfinished
 			if todo, err = s.begun(ctx, m.Node); err == nil {
@@ -115,12 +119,14 @@ func (s *Store) planOf(ctx context.Context, node uint16) (life uint64, state per
 	return uint64(n), persistence.MemberState(st), plan, err
 }
 
-// begun lists the intents of a node.
+// begun lists the intents of a node. What this node writes from now on is newer than
+// anything of that one's: who finishes a life also puts its sessions' rows right.
 func (s *Store) begun(ctx context.Context, node uint16) (unfinished, error) {
-	_, low, high, err := s.nodeRow(ctx, node)
+	clock, low, high, err := s.nodeRow(ctx, node)
 	if err != nil {
 		return nil, err
 	}
+	s.clock.saw(clock)
 	todo := make(unfinished)
 	for b := low; b <= high; b++ {
 		rows := s.rows(ctx, getIntentIDs, 2000, int32(node), b)

@@ -234,16 +234,25 @@ var fenceTests = []clusterTest{
 	}},
 	{"a node's writes are newer than what it has heard of, whatever its clock says", func(h *clusterHarness) {
 		a := h.join("a", 0)
+		lost := make(map[string]persistence.Member)
 		for what, learn := range map[string]func(slow *node, s herald.SessionID){
 			"an ID":           func(slow *node, _ herald.SessionID) { slow.Observe(newID()) },
 			"the window":      func(slow *node, s herald.SessionID) { slow.window(s) },
 			"another's death": func(slow *node, _ herald.SessionID) { h.noError("members", second(slow.Members(ctx))) },
+			"what it finishes": func(slow *node, _ herald.SessionID) {
+				h.noError("finish", slow.Finish(ctx, lost["dead: what it finishes"]))
+			},
 		} {
 			slow := h.join("slow: "+what, -time.Minute)
 			dead := h.join("dead: "+what, 0)
 			s := a.session()
 			dead.commit(held(s, 1, 5))
-			a.finish(dead)
+			if what != "what it finishes" {
+				a.finish(dead)
+			} else {
+				a.change(dead.self, persistence.Live, persistence.Dead)
+			}
+			lost[dead.self.Name] = dead.self
 			time.Sleep(2 * time.Millisecond) // an ID tells milliseconds
 			learn(slow, s)
 			slow.commit(held(s, 1, 0))
