@@ -36,6 +36,12 @@ func SharedStore(cfg config.Config, log *zap.Logger) (scylla.Options, error) {
 		Logger: log.Named("store"), InlineUpTo: cfg.Inbox.InlineUpTo,
 		Cluster: cfg.Bridge.Redis != "", Now: clock(),
 	}
+	for _, d := range c.Datacenters {
+		if o.Replication == nil {
+			o.Replication = make(map[string]int)
+		}
+		o.Replication[d.Name] = d.Replication
+	}
 	if c.TLS != (config.ScyllaTLS{}) {
 		t, err := clientTLS(&c.TLS)
 		if err != nil {

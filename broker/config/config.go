@@ -110,10 +110,19 @@ type ScyllaStore struct {
 	// Datacenter is where a quorum is sought; empty is that of the servers.
 	Datacenter string `koanf:"datacenter"`
 	// Replication is how many copies a new keyspace keeps in the datacenter.
-	Replication int       `koanf:"replication"`
-	Username    string    `koanf:"username"`
-	Password    string    `koanf:"password" secret:"true"`
-	TLS         ScyllaTLS `koanf:"tls"`
+	Replication int `koanf:"replication"`
+	// Datacenters, if there are any, replace Replication: a new keyspace keeps copies
+	// in each.
+	Datacenters []ScyllaDatacenter `koanf:"datacenters"`
+	Username    string             `koanf:"username"`
+	Password    string             `koanf:"password" secret:"true"`
+	TLS         ScyllaTLS          `koanf:"tls"`
+}
+
+// ScyllaDatacenter is one of several in which the shared store keeps copies.
+type ScyllaDatacenter struct {
+	Name        string `koanf:"name"`
+	Replication int    `koanf:"replication"`
 }
 
 // ScyllaTLS encrypts the connections to the shared store, if anything of it is
@@ -258,7 +267,7 @@ func Default() Config {
 		Admin: Admin{Address: "127.0.0.1:8080"},
 		Store: Store{
 			Engine: Pebble,
-			Scylla: ScyllaStore{Hosts: []string{}, Port: 9042, Keyspace: "herald", Replication: 3},
+			Scylla: ScyllaStore{Hosts: []string{}, Port: 9042, Keyspace: "herald", Replication: 3, Datacenters: []ScyllaDatacenter{}},
 		},
 		Bridge:  Bridge{Prefix: "herald"},
 		Cluster: Cluster{Lease: 5 * time.Second, MaxSkew: 10 * time.Second},

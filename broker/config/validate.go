@@ -245,6 +245,20 @@ func (c *Config) checkStore() *Error {
 	); err != nil {
 		return err
 	}
+	names := make(map[string]bool)
+	for i, d := range s.Datacenters {
+		key := fmt.Sprintf("store.scylla.datacenters[%d]", i)
+		if d.Name == "" || names[d.Name] {
+			return refuse(key+".name", "must be there, and differ from the others'")
+		}
+		names[d.Name] = true
+		if err := between(key+".replication", d.Replication, 1, 9); err != nil {
+			return err
+		}
+	}
+	if len(names) > 0 && !names[s.Datacenter] {
+		return refuse("store.scylla.datacenter", "must be one of store.scylla.datacenters: a quorum is sought there")
+	}
 	if c.Store.Engine == Scylla {
 		if len(s.Hosts) == 0 {
 			return refuse("store.engine", "scylla wants store.scylla.hosts")

@@ -34,7 +34,8 @@ type secured struct {
 
 func (s secured) yaml() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "store:\n  engine: scylla\n  scylla:\n    hosts: [%q]\n    port: %d\n    keyspace: %s\n    replication: 1\n", s.host, s.port, s.keyspace)
+	fmt.Fprintf(&b, "store:\n  engine: scylla\n  scylla:\n    hosts: [%q]\n    port: %d\n    keyspace: %s\n", s.host, s.port, s.keyspace)
+	fmt.Fprintf(&b, "    datacenters: [{name: %q, replication: 1}]\n", s.datacenter)
 	for _, v := range [][2]string{{"datacenter", s.datacenter}, {"username", s.user}, {"password", s.password}} {
 		if v[1] != "" {
 			fmt.Fprintf(&b, "    %s: %q\n", v[0], v[1])
@@ -164,6 +165,11 @@ func TestSecuredDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
+		var copies map[string]string
+		if err := s.Query("SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = 'secured'").Scan(&copies); err != nil ||
+			copies["north"] != "1" || !strings.HasSuffix(copies["class"], "NetworkTopologyStrategy") {
+			t.Errorf("the keyspace is replicated %v (%v)", copies, err)
+		}
 		newer := fmt.Sprintf("UPDATE secured.herald_schema SET version = %d WHERE name = 'schema' IF EXISTS", scylla.SchemaVersion+1)
 		if ok, err := s.Query(newer).MapScanCAS(map[string]any{}); err != nil || !ok {
 			t.Fatal(ok, err)
