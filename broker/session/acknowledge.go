@@ -165,7 +165,8 @@ func (s *Session) advance(env Env) {
 
 // Distrust keeps the session from believing in closed time above what it is now,
 // until Trust: messages may stand in its inbox, or come to stand there, that
-// nobody will deliver.
+// nobody will deliver. Meanwhile it takes from its inbox what lies below closed
+// time, and nothing else: what is delivered could be ahead of what is missing.
 func (s *Session) Distrust(env Env) { s.ceiling = max(env.Closed, 1) }
 
 // Trust ends that: everything from now on is delivered. The session looks at its

@@ -2,6 +2,7 @@ package session
 
 import (
 	"math"
+	"slices"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/wire"
@@ -45,6 +46,7 @@ type feed struct {
 	state    feedState
 	pos      herald.ID              // what lies at or below was loaded
 	asked    herald.ID              // closed time when the page was asked for
+	open     herald.ID              // and what it was for a session that is to be trusted
 	seen     map[herald.ID]struct{} // above pos: loaded, or settled before
 	aside    []item
 	asideN   int
@@ -193,6 +195,11 @@ func (s *Session) eachHeld(f func(herald.ID)) {
 }
 
 // read asks for a page.
+func (s *Session) read(env Env, fx *Effects) {
+	s.feed.open = env.Closed
+	s.feed.read(s.capped(env), fx)
+}
+
 func (f *feed) read(env Env, fx *Effects) {
 	f.state, f.asked = loading, env.Closed
 	f.aside, f.asideN, f.overflow = nil, 0, false
@@ -252,6 +259,14 @@ func (f *feed) behind(env Env) bool { return f.state == lagging && env.Closed > 
 func (s *Session) Page(entries []persistence.Entry, limit int, env Env, fx *Effects) {
 	if s.feed.state != loading || !s.attached {
 		return
+	}
+	if s.ceiling != 0 {
+		// What lies above is not all there is: what is missing would come later.
+		n := slices.IndexFunc(entries, func(en persistence.Entry) bool { return en.Message.ID > s.feed.open })
+		if n >= 0 {
+			entries = entries[:n]
+		}
+		limit = len(entries)
 	}
 	var waiting map[herald.ID]uint16
 	for _, sl := range s.window.slots {

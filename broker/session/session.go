@@ -160,7 +160,6 @@ func (s *Session) Attached() bool { return s.attached }
 // PUBLISHes with their packet ids as their entries come from the inbox
 // [MQTT-4.4.0-1].
 func (s *Session) Attach(p Params, w persistence.Window, env Env, fx *Effects) {
-	env = s.capped(env)
 	s.attached, s.p = true, p
 	if s.p.ReceiveMaximum < 1 {
 		s.p.ReceiveMaximum = 1
@@ -205,7 +204,7 @@ func (s *Session) Attach(p Params, w persistence.Window, env Env, fx *Effects) {
 		}
 	}
 	if s.durable {
-		s.feed.read(env, fx)
+		s.read(env, fx)
 	} else {
 		s.feed.state = live
 	}
@@ -273,7 +272,7 @@ func (s *Session) Deliver(run *wire.Run, from, to int, g *Grant, src herald.Sess
 		return
 	}
 	it := item{run: run, g: g, src: src, from: int32(from), to: int32(to)}
-	if s.inbox && src == 0 && !s.feed.admit(&it, s, s.capped(env)) {
+	if s.inbox && src == 0 && (s.ceiling != 0 || !s.feed.admit(&it, s, env)) {
 		return
 	}
 	s.accept(it, env, fx)
@@ -395,7 +394,6 @@ func (s *Session) Pump(env Env, fx *Effects) {
 	if !s.attached {
 		return
 	}
-	env = s.capped(env)
 	if n := len(s.settled); n > s.tidyAt || n >= s.feed.mem.Settled {
 		s.advance(env)
 		if n > s.tidyAt || len(s.settled) < n {
@@ -413,8 +411,11 @@ func (s *Session) Pump(env Env, fx *Effects) {
 		}
 		s.feed.pending.pop()
 	}
-	if s.feed.hungry() || s.Blocked() && s.feed.behind(env) {
-		s.feed.read(env, fx)
+	if s.ceiling != 0 && env.Closed <= s.feed.open {
+		return // nothing more may be taken yet
+	}
+	if s.feed.hungry() || s.Blocked() && s.feed.behind(s.capped(env)) {
+		s.read(env, fx)
 	}
 }
 
