@@ -28,6 +28,8 @@ type Cluster interface {
 	// Beat renews the row of a life: status is replaced and Beat rises by one, if
 	// the row is Live, of this life, and has m.Beat. ok false: it is not, and never
 	// will be again; an error tells nothing, and the same Beat may be tried again.
+	// (Then Beat may rise by more than one: by what the earlier attempts did, too.)
+	// The store learns from ok false, and from Members, that its own life is over.
 	Beat(ctx context.Context, m Member, status []byte) (now Member, ok bool, err error)
 	// Members returns all rows, as of now: whatever a Beat, Bury or Change before
 	// this call brought about is seen.
@@ -41,10 +43,14 @@ type Cluster interface {
 
 	// Fence has every commit ask valid, after its timestamps were taken and its
 	// intent stands, before its rows are written: a node whose lease has run out
-	// writes nothing. Such a commit fails with [herald.ErrUnavailable].
+	// writes nothing. Such a commit fails with [herald.ErrUnavailable]; except that
+	// one whose intent may stand waits, until valid says yes again or the store knows
+	// that its life is over. valid must be cheap, and must not say yes when another may
+	// have buried the life.
 	Fence(valid func() bool)
 	// Finish carries out what a life that is Dead had begun and not ended (intents).
-	// Several may do so at the same time.
+	// Several may do so at the same time. [herald.ErrInUse] if the life is Live; nil if
+	// it is over already. No life can be changed to Finished before.
 	Finish(ctx context.Context, m Member) error
 	// Seal makes whatever an earlier owner of a session may still have in flight for
 	// its window without effect. To be called by who has claimed the session from a

@@ -320,7 +320,7 @@ func (s *Store) beat(ctx context.Context, m persistence.Member, status []byte, p
 			switch {
 			case !found || now.Life != m.Life || now.State != persistence.Live:
 				return now.Member, false, nil
-			case now.Beat == next.Beat && now.proof == proof:
+			case now.Beat > m.Beat && now.proof == proof:
 				if bytes.Equal(now.Status, status) {
 					return now.Member, true, nil
 				}
