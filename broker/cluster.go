@@ -59,7 +59,7 @@ func join(ctx context.Context, cfg config.Config, store persistence.Cluster, now
 	var err error
 	c.member, err = membership.Join(ctx, membership.Options{
 		Store: store, Name: cfg.Node.Name, Address: cfg.Cluster.Address, Lease: cfg.Cluster.Lease, Beat: cfg.Cluster.Lease / 5,
-		MaxSkew: cfg.Cluster.MaxSkew, Handler: c, Log: log.Named("membership"), Now: now, SameHost: c.lock != nil,
+		MaxSkew: cfg.Cluster.MaxSkew, Handler: c, Log: log.Named("membership"), Now: now, Former: c.former(),
 	})
 	if err != nil {
 		c.unlock()
@@ -69,11 +69,39 @@ func join(ctx context.Context, cfg config.Config, store persistence.Cluster, now
 		return nil, err
 	}
 	store.Fence(c.member.Valid)
+	c.note(c.member.Self())
 	return c, nil
 }
 
+// former is the life that the last holder of the lock has noted: its process is dead,
+// or it was this one's.
+func (c *cluster) former() (m persistence.Member) {
+	if c.lock == nil {
+		return m
+	}
+	if n, err := fmt.Fscanf(c.lock, "node %d life %d\n", &m.Node, &m.Life); n < 2 || err != nil {
+		return persistence.Member{}
+	}
+	return m
+}
+
+// note writes down whose life this is. Without it the next process waits for a lease.
+func (c *cluster) note(m persistence.Member) {
+	if c.lock == nil {
+		return
+	}
+	err := c.lock.Truncate(0)
+	if err == nil {
+		_, err = c.lock.WriteAt(fmt.Appendf(nil, "node %d life %d\n", m.Node, m.Life), 0)
+	}
+	if err != nil {
+		c.log.Warn("cannot note this node's life", zap.Error(err))
+	}
+}
+
 // lockName takes a lock that the kernel gives back when the process dies, however
-// it does: who has it knows that no other process has this name in this folder.
+// it does: who has it knows that no other process has this name in this folder, and
+// that the one which has noted its life there is dead.
 func (c *cluster) lockName() {
 	if os.MkdirAll(c.cfg.Node.Data, 0o755) != nil { //nolint:gosec // as the embedded store does
 		return

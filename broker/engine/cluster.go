@@ -254,21 +254,33 @@ func (p *peer) stale(id herald.ID) bool {
 	return id != 0 && id <= p.closed
 }
 
-// shows tells whether an entry that another node has put into an inbox may be
-// taken from there. An earlier one of the same publisher may not be visible yet,
-// unless its node has closed the time, or the frame has come.
-func (n *nodes) shows(id herald.ID) bool {
-	if !n.on() || id.Node() == n.self.Node {
-		return true
-	}
+// arrivals is what of other nodes' entries may be taken from an inbox that is read
+// after it was made. An earlier entry of the same publisher may not be visible yet,
+// unless its node had closed the time before, or the frame of the later one had
+// come.
+type arrivals []arrival
+
+type arrival struct {
+	node   uint16
+	over   bool
+	shown  herald.ID
+	ranges []idRange
+}
+
+func (n *nodes) arrivals() (a arrivals) {
 	for _, p := range n.peers() {
-		if p.Node != id.Node() {
-			continue
-		}
 		p.mu.Lock()
-		ok := p.over || id <= p.shown || slices.ContainsFunc(p.arrived, func(r idRange) bool { return r.first <= id && id <= r.last })
+		a = append(a, arrival{p.Node, p.over, p.shown, slices.Clone(p.arrived)})
 		p.mu.Unlock()
-		if !ok {
+	}
+	return a
+}
+
+func (a arrivals) shows(id herald.ID) bool {
+	for i := range a {
+		p := &a[i]
+		if p.node == id.Node() && !p.over && id > p.shown &&
+			!slices.ContainsFunc(p.ranges, func(r idRange) bool { return r.first <= id && id <= r.last }) {
 			return false
 		}
 	}
@@ -276,11 +288,11 @@ func (n *nodes) shows(id herald.ID) bool {
 }
 
 // visible drops from a page what may not be taken yet.
-func (n *nodes) visible(entries []persistence.Entry) []persistence.Entry {
-	if !n.on() {
+func (a arrivals) visible(entries []persistence.Entry) []persistence.Entry {
+	if len(a) == 0 {
 		return entries
 	}
-	return slices.DeleteFunc(entries, func(en persistence.Entry) bool { return !n.shows(en.Message.ID) })
+	return slices.DeleteFunc(entries, func(en persistence.Entry) bool { return !a.shows(en.Message.ID) })
 }
 
 // look has every connected session look at its inbox again, and then moves closed

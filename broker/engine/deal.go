@@ -193,6 +193,7 @@ func (e *Engine) dealTo(g *group, k int, run *wire.Run, i int, gr *session.Grant
 // readGroup reads a page of a group's inbox in the background.
 func (e *Engine) readGroup(g *group, after herald.ID, limit int) {
 	e.background(func() {
+		arrived := e.nodes.arrivals()
 		entries, err := e.store.Inbox(e.ctx, g.row.ID, after, maxID, limit, pageBytes, nil)
 		if err != nil {
 			if e.ctx.Err() == nil {
@@ -203,7 +204,7 @@ func (e *Engine) readGroup(g *group, after herald.ID, limit int) {
 		}
 		full := len(entries) == limit || weight(entries) >= pageBytes
 		e.workers[0].call(func(w *listen.Worker) {
-			entries := e.nodes.visible(entries)
+			entries := arrived.visible(entries)
 			if full {
 				limit = len(entries) // there may be more
 			}

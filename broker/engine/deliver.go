@@ -213,6 +213,7 @@ func (e *Engine) readInbox(c *client, fx *session.Effects) {
 	fx.Read = false
 	core := c.core
 	e.background(func() {
+		arrived := e.nodes.arrivals()
 		entries, err := e.store.Inbox(e.ctx, core.ID(), after, maxID, limit, pageBytes, nil)
 		full := len(entries) == limit || weight(entries) >= pageBytes
 		e.worker(c).call(func(w *listen.Worker) {
@@ -221,7 +222,7 @@ func (e *Engine) readInbox(c *client, fx *session.Effects) {
 				c.fail(wire.ReasonUnspecified, w)
 				return
 			}
-			entries, short := e.nodes.visible(entries), limit
+			entries, short := arrived.visible(entries), limit
 			if full {
 				short = len(entries) // there may be more
 			}

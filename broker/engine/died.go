@@ -92,9 +92,11 @@ func (e *Engine) adopted(node uint16, life uint64, at int64, outlives map[herald
 // Finished tells that nothing is left to be finished of a dead node: the sessions
 // look at their inboxes for what it has put there. For the membership.
 func (e *Engine) Finished(m persistence.Member) error {
-	if p := e.nodes.find(bridge.Peer{Node: m.Node, Incarnation: m.Life}); p != nil {
-		e.look(p, math.MaxUint64)
-		e.forget(p)
+	for _, p := range e.nodes.peers() { // of a node that died often, lives may have gone unseen
+		if p.Node == m.Node && p.Life() <= m.Life {
+			e.look(p, math.MaxUint64)
+			e.forget(p)
+		}
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 		warned: map[uint16]uint64{}, changed: make(chan struct{}),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	j := joining{Node: n, candidate: candidate{timing: o.timing(), name: o.Name, sameHost: o.SameHost}}
+	j := joining{Node: n, candidate: candidate{timing: o.timing(), name: o.Name, former: o.Former}}
 	if err := j.join(ctx); err != nil {
 		n.cancel()
 		return nil, fmt.Errorf("membership: node %q: %w", o.Name, err)

@@ -25,6 +25,12 @@ func TestNameIsTaken(t *testing.T) {
 		if err := newProcess(&rows).join(t.Context(), "a"); !errors.Is(err, herald.ErrInUse) {
 			t.Errorf("joined a second time: %v", err)
 		}
+		// Nor if it once had another life of that name.
+		if err := newProcess(&rows).join(t.Context(), "a", func(o *membership.Options) {
+			o.Former = persistence.Member{Node: a.Self().Node, Life: a.Self().Life + 1}
+		}); !errors.Is(err, herald.ErrInUse) {
+			t.Errorf("joined with a former life: %v", err)
+		}
 		if !a.Valid() || state(&rows, a) != persistence.Live {
 			t.Error("the first one is no longer valid")
 		}
@@ -54,7 +60,11 @@ func TestJoinAfterCrash(t *testing.T) {
 				a.crash()
 				begun := time.Now()
 				again := newProcess(&rows)
-				if err := again.join(t.Context(), "a", func(o *membership.Options) { o.SameHost = c.same }); err != nil {
+				if err := again.join(t.Context(), "a", func(o *membership.Options) {
+					if c.same {
+						o.Former = a.Self()
+					}
+				}); err != nil {
 					t.Fatal(err)
 				}
 				t.Cleanup(again.Close)

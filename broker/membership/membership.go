@@ -84,10 +84,12 @@ type Options struct {
 	Handler Handler
 	Log     *zap.Logger      // nil: none
 	Now     func() time.Time // with a monotonic reading; nil: [time.Now]
-	// SameHost: the caller holds a lock that no two processes on this machine can hold,
-	// and the name is used on no other machine, so that a Live row of this name is a
-	// dead process's. It is buried at once, instead of after a lease.
-	SameHost bool
+	// Former is a life of which the caller is certain that its process is dead: it was
+	// noted by the last holder of a lock that the caller holds now. If the name's row
+	// is still that life's, Live, it is buried at once instead of after a lease. Only
+	// Node and Life count; zero: none. (That somebody holds a lock of his own tells
+	// nothing of a row that may be another machine's.)
+	Former persistence.Member
 }
 
 func (o *Options) fill() error {

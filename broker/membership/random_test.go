@@ -43,7 +43,6 @@ type world struct {
 type unit struct {
 	w     *world
 	name  int
-	same  bool // it relies on there being no other process of its name when it joins
 	store *membershiptest.Store
 	end   context.CancelFunc
 
@@ -181,9 +180,9 @@ func (u *unit) Lost() {
 }
 
 // launch starts a process with that name.
-func (w *world) launch(name int, sameHost bool) {
+func (w *world) launch(name int, former persistence.Member) {
 	ctx, end := context.WithCancel(context.Background())
-	u := &unit{w: w, name: name, same: sameHost, store: w.rows.Open(nil), end: end, looked: map[uint16]uint64{}}
+	u := &unit{w: w, name: name, store: w.rows.Open(nil), end: end, looked: map[uint16]uint64{}}
 	mood := well
 	if !w.calm {
 		mood = moods(max(0, w.rand.IntN(6)-2))
@@ -194,7 +193,7 @@ func (w *world) launch(name int, sameHost bool) {
 	w.mu.Unlock()
 	w.running.Go(func() {
 		n, err := membership.Join(ctx, membership.Options{
-			Store: u.store, Name: fmt.Sprint("n", name), Lease: lease, Beat: beat, Handler: u, SameHost: sameHost, Now: w.clock(name),
+			Store: u.store, Name: fmt.Sprint("n", name), Lease: lease, Beat: beat, Handler: u, Former: former, Now: w.clock(name),
 		})
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -284,7 +283,7 @@ func (w *world) tend(names int) {
 	}
 	for name := range names {
 		if !running[name] && w.rand.IntN(4) == 0 {
-			w.launch(name, false)
+			w.launch(name, persistence.Member{})
 		}
 	}
 }
@@ -305,8 +304,8 @@ func (w *world) happen(names int) {
 		w.kill(u)
 	case 2:
 		w.kill(u)
-		if !w.others(u) {
-			w.launch(u.name, true)
+		if n != nil {
+			w.launch(u.name, n.Self())
 		}
 	case 3:
 		u.store.Pause()
@@ -330,9 +329,7 @@ func (w *world) happen(names int) {
 			u.feel(well, w.rand.Uint64())
 		}
 	case 12:
-		if name := w.rand.IntN(names); !w.locked(name) {
-			w.launch(name, false) // perhaps a second one of that name
-		}
+		w.launch(w.rand.IntN(names), persistence.Member{}) // perhaps a second one of that name
 	case 13:
 		if n == nil || u.paused {
 			return
@@ -350,30 +347,6 @@ func (w *world) happen(names int) {
 			u.end()
 		})
 	}
-}
-
-// others tells whether another process of u's name is there.
-func (w *world) others(u *unit) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, o := range w.all {
-		if o != u && !o.ended && o.name == u.name {
-			return true
-		}
-	}
-	return false
-}
-
-// locked tells whether nobody else may use the name now.
-func (w *world) locked(name int) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, o := range w.all {
-		if o.name == name && o.same && o.node == nil && !o.ended {
-			return true
-		}
-	}
-	return false
 }
 
 // await has u wait until l is settled, and checks that it is.
@@ -437,7 +410,7 @@ func run(t *testing.T, seed uint64, names int, clock func(int) func() time.Time)
 		}
 		w.rows.Changed = w.changed
 		for name := range names {
-			w.launch(name, false)
+			w.launch(name, persistence.Member{})
 		}
 		for range 60 {
 			for range 1 + w.rand.IntN(80) {

@@ -3,4 +3,4 @@
 package membership_test
 
 // schedules is how many random schedules TestSchedules runs.
-const schedules = 200
+const schedules = 120

@@ -76,13 +76,12 @@ func (w *watch) beats(m persistence.Member) bool {
 // candidate decides what one who wants a name has to do next. It is pure.
 type candidate struct {
 	timing
-	name     string
-	sameHost bool
+	name   string
+	former persistence.Member // its process is dead for certain
 
-	watch  watch
-	begun  bool
-	first  time.Duration // the first reading
-	former uint64        // the life that it showed under the name
+	watch watch
+	begun bool
+	first time.Duration // the first reading
 }
 
 type move byte
@@ -105,12 +104,12 @@ func (c *candidate) step(now time.Duration, rows []persistence.Member) (move, pe
 		}
 	}
 	if !c.begun {
-		c.begun, c.first, c.former = true, now, own.Life
+		c.begun, c.first = true, now
 	}
 	switch own.State {
 	case persistence.Live:
 		switch {
-		case c.sameHost && own.Life == c.former:
+		case own.Node == c.former.Node && own.Life == c.former.Life:
 			return moveBury, own
 		case c.watch.beats(own):
 			return moveTaken, own

@@ -46,7 +46,8 @@ type feed struct {
 	state    feedState
 	pos      herald.ID              // what lies at or below was loaded
 	asked    herald.ID              // closed time when the page was asked for
-	open     herald.ID              // and what it was for a session that is to be trusted
+	open     herald.ID              // and what it was without a ceiling
+	guarded  bool                   // there was one: nothing above open is taken
 	seen     map[herald.ID]struct{} // above pos: loaded, or settled before
 	aside    []item
 	asideN   int
@@ -196,7 +197,7 @@ func (s *Session) eachHeld(f func(herald.ID)) {
 
 // read asks for a page.
 func (s *Session) read(env Env, fx *Effects) {
-	s.feed.open = env.Closed
+	s.feed.open, s.feed.guarded = env.Closed, s.ceiling != 0
 	s.feed.read(s.capped(env), fx)
 }
 
@@ -260,7 +261,7 @@ func (s *Session) Page(entries []persistence.Entry, limit int, env Env, fx *Effe
 	if s.feed.state != loading || !s.attached {
 		return
 	}
-	if s.ceiling != 0 {
+	if s.feed.guarded {
 		// What lies above is not all there is: what is missing would come later.
 		n := slices.IndexFunc(entries, func(en persistence.Entry) bool { return en.Message.ID > s.feed.open })
 		if n >= 0 {
