@@ -65,24 +65,34 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 		}
 		return
 	}
-	s.line.enter(j)
 	if err != nil {
+		s.line.enter(j)
 		for _, f := range j.after {
 			f(err)
 		}
 		s.line.finish(j, err)
 		return
 	}
+	s.begin(j)
 	if j.whole != 0 {
 		s.intents.begin(s, j)
 	}
 	if j.life != nil && s.above(j, j.life) {
 		j.steps = append([]step{{make: func() ([]write, error) { return nil, s.awaitCeiling(j) }}}, j.steps...)
 	}
-	for i := range b.Spreads {
-		s.flights.depart(j, &b.Spreads[i])
-	}
 	j.next()
+}
+
+// begin puts a job into the line and into the inboxes' flights, in the same order: an
+// entry is hidden by those before it in its flight, and whoever is told that it is in
+// has been told so of those before it in the line only.
+func (s *Store) begin(j *job) {
+	s.order.Lock()
+	defer s.order.Unlock()
+	s.line.enter(j)
+	for i := range j.batch.Spreads {
+		s.flights.depart(j, &j.batch.Spreads[i])
+	}
 }
 
 // next begins the next step, or ends the job.

@@ -16,9 +16,10 @@
 // FORMAT.md has the tables and their reasons.
 //
 // Goroutines: the executor's workers write packs; the releaser calls dones; the
-// keeper (keeper.go) looks after clock, circuit, and partitions that are settled.
-// Locks: executor.mu, line.mu, intents.mu and states are leaves; none is held
-// while a statement is under way.
+// keeper (circuit.go) looks after clock and circuit, the sweeper after partitions that
+// are settled, the patrol (garbage.go) after what nobody needs any more.
+// Locks: order, then line.mu or a shard of flights; executor.mu, line.mu, intents.mu,
+// flights and states are leaves. None is held while a statement is under way.
 package scylla
 
 import (
@@ -149,6 +150,7 @@ type Store struct {
 	clock   stamps
 	exec    *executor
 	line    *line
+	order   sync.Mutex // see begin
 	circuit circuit
 	intents intents
 	flights flights
