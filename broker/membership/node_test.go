@@ -567,3 +567,20 @@ func TestLostMayClose(t *testing.T) {
 		<-closed
 	})
 }
+
+// BenchmarkValid: it is asked for every batch of acknowledgements.
+func BenchmarkValid(b *testing.B) {
+	var rows membershiptest.Rows
+	p := newProcess(&rows)
+	if err := p.join(b.Context(), "a"); err != nil {
+		b.Fatal(err)
+	}
+	p.Start()
+	defer p.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if !p.Valid() {
+			b.Fatal("not valid")
+		}
+	}
+}
