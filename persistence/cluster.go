@@ -57,8 +57,11 @@ type Cluster interface {
 	// life that is Finished, before it reads the window.
 	Seal(ctx context.Context, s herald.SessionID) error
 	// Observe tells the store of an ID that another node has made: what is written
-	// from then on is newer than what that node had written when it made it,
-	// however far apart the two clocks are.
+	// from then on is not older than it, however far apart the two clocks are. What
+	// that node has written can be newer than its IDs, by the seconds that a store keeps
+	// in hand for a node that dies; so who takes a session over reads its row, window
+	// and subscriptions first, after the other has written the row for the last time:
+	// from then on what it writes of that session is newer.
 	Observe(id herald.ID)
 }
 

@@ -235,14 +235,19 @@ var fenceTests = []clusterTest{
 	{"a node's writes are newer than what it has heard of, whatever its clock says", func(h *clusterHarness) {
 		a := h.join("a", 0)
 		lost := make(map[string]persistence.Member)
-		for what, learn := range map[string]func(slow *node, s herald.SessionID){
-			"an ID":           func(slow *node, _ herald.SessionID) { slow.Observe(newID()) },
-			"the window":      func(slow *node, s herald.SessionID) { slow.window(s) },
-			"another's death": func(slow *node, _ herald.SessionID) { h.noError("members", second(slow.Members(ctx))) },
-			"what it finishes": func(slow *node, _ herald.SessionID) {
+		for _, c := range []struct {
+			what  string
+			learn func(slow *node, s herald.SessionID)
+		}{
+			// First: who has seen another's end may be ahead of its own IDs.
+			{"an ID", func(slow *node, _ herald.SessionID) { slow.Observe(newID()) }},
+			{"the window", func(slow *node, s herald.SessionID) { slow.window(s) }},
+			{"another's death", func(slow *node, _ herald.SessionID) { h.noError("members", second(slow.Members(ctx))) }},
+			{"what it finishes", func(slow *node, _ herald.SessionID) {
 				h.noError("finish", slow.Finish(ctx, lost["dead: what it finishes"]))
-			},
+			}},
 		} {
+			what, learn := c.what, c.learn
 			slow := h.join("slow: "+what, -time.Minute)
 			dead := h.join("dead: "+what, 0)
 			s := a.session()
