@@ -227,7 +227,7 @@ func TestRefusedElsewhere(t *testing.T) {
 // In a pod beside a service called herald, these are set by Kubernetes.
 func TestKubernetesVariablesAreNotKeys(t *testing.T) {
 	load(t, Sources{Environ: []string{
-		"HERALD_SERVICE_HOST=10.0.0.1", "HERALD_SERVICE_PORT=1883", "HERALD_SERVICE_PORT_MQTT=1883",
+		"HERALD_TEST_CLOCK_AHEAD=2s", "HERALD_SERVICE_HOST=10.0.0.1", "HERALD_SERVICE_PORT=1883", "HERALD_SERVICE_PORT_MQTT=1883",
 		"HERALD_PORT=tcp://10.0.0.1:1883", "HERALD_PORT_1883_TCP=tcp://10.0.0.1:1883",
 		"HERALD_PORT_1883_TCP_ADDR=10.0.0.1", "HERALD_ADMIN_PORT=tcp://10.0.0.1:8080",
 	}})

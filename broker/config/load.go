@@ -43,7 +43,8 @@ type Sources struct {
 	// File is a YAML file; empty is none.
 	File string
 	// Environ has the form of os.Environ. HERALD_STORE__ENGINE sets
-	// store.engine; names that do not start with HERALD_ are passed over.
+	// store.engine; names that do not start with HERALD_ are passed over, and so
+	// are those that start with HERALD_TEST_, which are for tests.
 	Environ []string
 	// Set has elements key=value. A value for a list or a section is YAML or
 	// JSON.
@@ -118,7 +119,7 @@ func (l *loader) environ(s Sources) error {
 		Prefix:      envPrefix,
 		EnvironFunc: func() []string { return s.Environ },
 		TransformFunc: func(k, v string) (string, any) {
-			if kubernetes(k, v) {
+			if kubernetes(k, v) || strings.HasPrefix(k, envPrefix+"TEST_") {
 				return "", nil
 			}
 			key := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(k, envPrefix)), "__", ".")
