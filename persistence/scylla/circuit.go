@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gocql/gocql"
@@ -16,9 +19,9 @@ import (
 
 // circuit knows whether the database can be written to. It opens when something
 // was asked and nothing has succeeded for as long as Options.Patience, or for
-// patienceCut if no server is even connected; then commits and reads are refused at
-// once instead of being queued without end. It
-// closes when a probe has been written.
+// patienceCut if no server is connected and none takes a connection; then commits and
+// reads are refused at once instead of being queued without end. It closes when a
+// probe has been written.
 type circuit struct {
 	// Fixed at construction.
 	s        *Store
@@ -34,9 +37,30 @@ type circuit struct {
 	closed chan struct{} // closed when the circuit closes; nil while it is closed
 }
 
-// patienceCut is for a database none of whose servers has a connection with this
-// node: a server that only collects garbage keeps its own.
+// patienceCut is for a database that is not there: a server that only collects garbage
+// keeps its connections, and one that has lost them takes others.
 const patienceCut = 400 * time.Millisecond
+
+// refuses tells whether every host that was given refuses a connection. It takes
+// 300 ms at most: a host that does not answer is none that refuses.
+func (s *Store) refuses() bool {
+	var dial gocql.Dialer = new(net.Dialer)
+	if s.opts.Dial != nil {
+		dial = s.opts.Dial
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, 300*time.Millisecond)
+	defer cancel()
+	for _, host := range s.opts.Hosts {
+		conn, err := dial.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(s.opts.Port)))
+		if err == nil {
+			conn.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return false
+		}
+	}
+	return true
+}
 
 var started = time.Now()
 
@@ -89,13 +113,13 @@ func (c *circuit) check(oldest int64) bool {
 	since := now - c.good.Load()
 	asked := c.trouble.Load() || oldest != 0 && now-oldest > int64(c.patience)
 	cut := c.cut.Load()
-	gone := cut != 0 && min(now-cut, since) >= int64(patienceCut)
+	gone := c.reason() == nil && cut != 0 && min(now-cut, since) >= int64(patienceCut) && c.s.refuses()
 	if c.reason() != nil || !gone && (!asked || since < int64(c.patience)) {
 		return false
 	}
 	what := "the database has not answered"
 	if gone {
-		what = "no server of the database is connected"
+		what = "no server of the database takes a connection"
 	}
 	err := fmt.Errorf("%w: %s for %v", herald.ErrUnavailable, what, time.Duration(since).Round(100*time.Millisecond))
 	c.mu.Lock()
