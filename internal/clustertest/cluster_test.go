@@ -90,7 +90,11 @@ func TestLinksCannotBePassed(t *testing.T) {
 			t.Skip("a database that was given says itself where it is: the links would be passed by")
 		}
 		n := c.Nodes[0]
-		for _, harm := range []Harm{Cut, Silent, SilentOut, SilentIn} {
+		harms := []Harm{Cut, Silent, SilentOut, SilentIn}
+		if databases > 1 {
+			harms = harms[:1]
+		}
+		for _, harm := range harms {
 			for _, l := range n.ToStore {
 				l.Set(harm)
 			}
