@@ -119,3 +119,22 @@ func TestFindsBugs(t *testing.T) {
 		})
 	}
 }
+
+// TestFindsSharedBugs: so it does where single rows are atomic and batches are not.
+func TestFindsSharedBugs(t *testing.T) {
+	oneAtATime(t)
+	for _, b := range []struct {
+		bug  string
+		from uint64 // where the search begins
+	}{{bugIntentEarly, 1}, {bugRowsFirst, 1}, {bugAnyOrder, 1}, {bugMarkPast, 1}, {bugWillApart, 1}} {
+		t.Run(b.bug, func(t *testing.T) {
+			for seed := b.from; seed <= b.from+5000; seed++ {
+				if _, err := simulate(t, seed, Options{Steps: steps, Shared: true, Bug: b.bug}); err != nil {
+					t.Logf("found by seed %d: %v", seed, err)
+					return
+				}
+			}
+			t.Error("not found")
+		})
+	}
+}

@@ -47,6 +47,9 @@ type client struct {
 	subs    map[string]*subscription
 	asked   map[uint16]*request
 	present presence
+	// ghost: a CONNECT that asked for a lasting session was never answered. On a
+	// store whose writes may land late, such a session may appear at any time.
+	ghost bool
 }
 
 // outbound is a publish that is not acknowledged.
@@ -147,6 +150,7 @@ func (c *client) lose(noted bool) {
 	c.ghosts = append(c.ghosts, c.conn)
 	if !c.up { // whether it was connected nobody knows
 		c.present.known = false
+		c.ghost = c.ghost || c.lasting
 		if c.armed != nil {
 			c.armed.unsure = true
 		}

@@ -58,6 +58,7 @@ func (l lately) in(epoch int) int {
 type order struct {
 	from  *generation
 	topic string
+	qos   byte // 0: all
 }
 
 // expectation is a message that a session must get if it was acknowledged.
@@ -287,7 +288,13 @@ func (g *generation) arrived(a *arrival) error {
 		return nil
 	}
 	if e := g.expect[m]; e != nil && !e.cancelled {
-		k := order{m.from, m.topic}
+		k := order{from: m.from, topic: m.topic}
+		if w.opts.Shared {
+			// What is acknowledged in order is delivered in order, at any QoS. But of
+			// what a crash leaves unacknowledged the QoS 2 messages are a prefix, and
+			// the QoS 1 messages are another [MQTT-4.6.0-6].
+			k.qos = m.qos
+		}
 		if before := g.last[k]; before != nil && before.seq > m.seq {
 			return fmt.Errorf("out of order: %q came before", before.payload)
 		}

@@ -129,7 +129,7 @@ func (c *client) checkPresent(present bool) error {
 		if present {
 			return fmt.Errorf("session present after a clean start") // [MQTT-3.2.2-2]
 		}
-	case !k.known:
+	case !k.known || c.ghost && present && c.w.opts.Shared:
 	case !k.exists && present:
 		return fmt.Errorf("session present, but there was none")
 	case k.exists && k.lasts && !present && (c.expiry == 0 || now.Before(k.left.Add(time.Duration(c.expiry)*time.Second))):

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	schedules = flag.Int("schedules", fromEnv("SCHEDULES", 2000), "how many schedules to run, or $SCHEDULES")
+	schedules = flag.Int("schedules", fromEnv("SCHEDULES", defaultSchedules), "how many schedules to run, or $SCHEDULES")
 	fromSeed  = flag.Uint64("from", 1, "the first seed")
 	oneSeed   = flag.Uint64("seed", 0, "run this seed only")
 )
@@ -46,24 +46,34 @@ func oneAtATime(t *testing.T) {
 	t.Cleanup(func() { runtime.GOMAXPROCS(n) })
 }
 
-func mustPass(t *testing.T, seed uint64) {
+func mustPass(t *testing.T, seed uint64, o Options) {
 	t.Helper()
-	if log, err := simulate(t, seed, Options{Steps: steps}); err != nil {
-		t.Fatalf("seed %d: %v\n  %s\nagain: go test ./internal/simulation -run TestSchedules -seed %d",
-			seed, err, strings.Join(log, "\n  "), seed)
+	o.Steps = steps
+	if log, err := simulate(t, seed, o); err != nil {
+		t.Fatalf("seed %d: %v\n  %s\nagain: go test ./internal/simulation -run '^%s$' -seed %d",
+			seed, err, strings.Join(log, "\n  "), t.Name(), seed)
 	}
 }
 
 // TestSchedules: whatever moment the process dies, what was acknowledged
 // arrives, in order, at QoS 2 once.
 func TestSchedules(t *testing.T) {
+	runSchedules(t, Options{})
+}
+
+// TestSharedSchedules: the same on a store whose batches are not atomic.
+func TestSharedSchedules(t *testing.T) {
+	runSchedules(t, Options{Shared: true})
+}
+
+func runSchedules(t *testing.T, o Options) {
 	oneAtATime(t)
 	first, n := *fromSeed, uint64(*schedules)
 	if *oneSeed != 0 {
 		first, n = *oneSeed, 1
 	}
 	for seed := first; seed < first+n; seed++ {
-		mustPass(t, seed)
+		mustPass(t, seed, o)
 	}
 }
 
@@ -75,10 +85,10 @@ func TestSeeds(t *testing.T) {
 		seed  uint64
 		found string
 	}{
-		{11192, "a retained message that waits in a spilled session holds its mark at an old ID"},
-		{15960, "an entry that came late holds the mark and waits behind the bound that only the mark lifts"},
-		{23742, "what is to be sent again waits behind that bound"},
+		{seed: 11192, found: "a retained message that waits in a spilled session holds its mark at an old ID"},
+		{seed: 15960, found: "an entry that came late holds the mark and waits behind the bound that only the mark lifts"},
+		{seed: 23742, found: "what is to be sent again waits behind that bound"},
 	} {
-		t.Run(s.found, func(t *testing.T) { mustPass(t, s.seed) })
+		t.Run(s.found, func(t *testing.T) { mustPass(t, s.seed, Options{}) })
 	}
 }

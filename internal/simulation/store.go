@@ -45,6 +45,16 @@ func NewStore(lazy, eager bool) *Store {
 	return s
 }
 
+// Open is nothing: what was durable is there.
+func (s *Store) Open() {}
+
+// Opened is true at once.
+func (s *Store) Opened() bool { return true }
+
+func (s *Store) String() string {
+	return fmt.Sprintf("atomic, lazy %v, eager %v", s.synced.lazy, s.eager)
+}
+
 // Commit implements [persistence.Store].
 func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 	s.mu.Lock()
@@ -103,7 +113,7 @@ func (s *Store) Tell(n int) {
 // Crash ends the process: it returns the store that the next one opens, with
 // all that is durable and the first survive of the batches that were not. Every
 // commit that was not told fails, as does everything from now on.
-func (s *Store) Crash(survive int) *Store {
+func (s *Store) Crash(survive int) backend {
 	s.mu.Lock()
 	survive = min(survive, len(s.queue))
 	for _, c := range s.queue[:survive] {
@@ -356,4 +366,23 @@ func (s *Store) Close() error {
 	defer s.mu.Unlock()
 	s.dead = true
 	return nil
+}
+
+// describe logs what is stored of sessions.
+func (s *Store) describe(logf func(format string, args ...any)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.seen
+	for id, r := range d.rows {
+		logf("stored of %q (%d): %+v", r.Name, id, r)
+		for _, s := range d.subs[id] {
+			logf("  subscription %+v", s)
+		}
+		if win := d.windows[id]; win != nil {
+			logf("  held %v, sent %v, low %d, above %v", win.held, win.sent, win.low, win.above)
+		}
+		for _, e := range d.inboxes[id] {
+			logf("  entry %d: %q", e.Message.ID, e.Message.Payload)
+		}
+	}
 }

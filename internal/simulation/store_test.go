@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"math/rand/v2"
 	"sync"
 	"testing"
 
@@ -35,9 +36,53 @@ func TestStore(t *testing.T) {
 				p.Sync(n)
 				_, n = p.Queued()
 				p.Tell(n)
-				return prompt{p.Crash(0), new(sync.Mutex)}
+				return prompt{p.Crash(0).(*Store), new(sync.Mutex)}
 			},
 			Large: 500, Rounds: 5,
 		})
 	}
+}
+
+// promptShared is a Shared that needs no schedule.
+type promptShared struct {
+	*Shared
+	order *sync.Mutex
+}
+
+func (p promptShared) Commit(b *persistence.Batch, done func(error)) {
+	p.Shared.Commit(b, done)
+	go p.settle()
+}
+
+func (p promptShared) settle() {
+	p.order.Lock()
+	defer p.order.Unlock()
+	for n, m := p.Queued(); n+m > 0; n, m = p.Queued() {
+		p.Sync(n)
+		p.Tell(n + m)
+	}
+}
+
+// TestSharedStore: so does the one whose batches are not atomic.
+func TestSharedStore(t *testing.T) {
+	open := func(s *Shared) promptShared {
+		p := promptShared{s, new(sync.Mutex)}
+		p.Open()
+		p.settle()
+		return p
+	}
+	storetest.Run(t, storetest.Driver{
+		Open: func(testing.TB) persistence.Store {
+			db := NewDatabase(rand.New(rand.NewPCG(1, 1)), 0)
+			return open(NewShared(db, 1, SharedOptions{InlineUpTo: 3, Sweep: true}))
+		},
+		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
+			p := s.(promptShared)
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+			return open(p.Crash(0).(*Shared))
+		},
+		Large: 500, Rounds: 5,
+	})
 }

@@ -25,6 +25,27 @@ type Options struct {
 	// Wrap puts something between engine and store, to see what a bug there
 	// does; nil: nothing.
 	Wrap func(*Store) persistence.Store
+	// Shared takes a store of which only single rows are atomic.
+	Shared bool
+	// Bug is a mistake that such a store makes; empty: none.
+	Bug string
+}
+
+// backend is a store in the hands of the world: it keeps what it is given, until
+// the world lets it go on.
+type backend interface {
+	persistence.Store
+	// Open begins what a start has to do first; Opened tells whether it is done.
+	Open()
+	Opened() bool
+	// Queued is how much waits to be stored, and how many answers wait.
+	Queued() (writes, answers int)
+	// Sync lets n of the first happen, Tell n of the second.
+	Sync(n int)
+	Tell(n int)
+	// Crash ends the process: see the stores.
+	Crash(survive int) backend
+	describe(logf func(format string, args ...any))
 }
 
 // World is a broker with its clients and everything between. It lives in a
@@ -40,7 +61,7 @@ type World struct {
 	weights []int  // of kinds
 	script  func() // what is done before the schedule; may be nil
 
-	store  *Store
+	store  backend
 	engine *engine.Engine
 	epoch  int // lives of the process
 	log    []string
@@ -72,7 +93,11 @@ func newWorld(seed uint64, o Options) *World {
 			Strategy: pick(r, topic.RoundRobin, topic.LeastInflight, topic.Sticky, topic.Hash),
 		},
 	}
-	w.store = NewStore(r.IntN(2) == 0, r.IntN(2) == 0)
+	lazy, eager := r.IntN(2) == 0, r.IntN(2) == 0
+	w.store = NewStore(lazy, eager)
+	if o.Shared {
+		w.store = newSharedWorldStore(r, o.Bug)
+	}
 	for i := range kinds {
 		w.weights = append(w.weights, kinds[i].weight*pick(r, 1, 2, 4))
 	}
@@ -117,9 +142,29 @@ func (w *World) logf(format string, args ...any) {
 func (w *World) calm(c *conn) bool { return c.e == w.engine }
 
 func (w *World) start() {
+	if w.opts.Shared {
+		time.Sleep(3 * time.Millisecond) // no two runs of a process in one millisecond
+	}
+	w.store.Open()
+	for synctest.Wait(); !w.store.Opened(); synctest.Wait() {
+		n, m := w.store.Queued()
+		if n+m == 0 {
+			w.fail(fmt.Errorf("the store does not open"))
+			break
+		}
+		// It may die once more before it is open.
+		if w.opts.Shared && w.rng.IntN(30) == 0 {
+			w.logf("the process dies before it is ready")
+			w.store = w.store.Crash(0)
+			w.store.Open()
+			continue
+		}
+		w.store.Sync(1 + w.rng.IntN(4))
+		w.store.Tell(1 + w.rng.IntN(4))
+	}
 	var store persistence.Store = w.store
-	if w.opts.Wrap != nil {
-		store = w.opts.Wrap(w.store)
+	if s, ok := w.store.(*Store); ok && w.opts.Wrap != nil {
+		store = w.opts.Wrap(s)
 	}
 	w.engine = engine.New(w.cfg, store, zap.NewNop())
 	// Several workers, although one goroutine at a time runs.
@@ -160,8 +205,8 @@ func (w *World) fail(err error) {
 
 // run runs the schedule.
 func (w *World) run() {
-	w.logf("receive maximum %d, connections of %d bytes, %+v, %v, wide above %d; store lazy %v, eager %v", w.receive, w.bound,
-		w.cfg.Memory, w.cfg.Shared.Strategy, w.cfg.BackgroundAbove, w.store.seen.lazy, w.store.eager)
+	w.logf("receive maximum %d, connections of %d bytes, %+v, %v, wide above %d; store %v", w.receive, w.bound,
+		w.cfg.Memory, w.cfg.Shared.Strategy, w.cfg.BackgroundAbove, w.store)
 	for _, c := range w.clients {
 		w.logf("%s: version %d, durable %v, expiry %d, receive maximum %d, aliases %d, will %v", c.name, c.version, c.durable,
 			c.expiry, c.receive, c.aliases, c.will)
@@ -380,6 +425,9 @@ func (w *World) die(survive int) {
 		c.ghosts = nil
 		for _, wl := range c.pendingW {
 			wl.epoch = -1
+			// The rows of session and will land apart: how long the session would have
+			// outlived the process may not be known to the next.
+			wl.unsure = wl.unsure || w.opts.Shared
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -417,20 +465,4 @@ func (w *World) restart() {
 }
 
 // dump logs what is stored of sessions, for an error.
-func (w *World) dump() {
-	w.store.mu.Lock()
-	defer w.store.mu.Unlock()
-	d := w.store.seen
-	for id, r := range d.rows {
-		w.logf("stored of %q (%d): %+v", r.Name, id, r)
-		for _, s := range d.subs[id] {
-			w.logf("  subscription %+v", s)
-		}
-		if win := d.windows[id]; win != nil {
-			w.logf("  held %v, sent %v, low %d, above %v", win.held, win.sent, win.low, win.above)
-		}
-		for _, e := range d.inboxes[id] {
-			w.logf("  entry %d: %q", e.Message.ID, e.Message.Payload)
-		}
-	}
-}
+func (w *World) dump() { w.store.describe(w.logf) }
