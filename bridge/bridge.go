@@ -347,6 +347,34 @@ func (b *Bridge) Flush(ctx context.Context) error {
 	}
 }
 
+// Received waits until every peer has received what was appended to it before the
+// call, or is gone.
+func (b *Bridge) Received(ctx context.Context) error {
+	goal := make(map[*peer]uint64)
+	for _, p := range b.allPeers() {
+		goal[p] = p.link.last()
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		for p, upTo := range goal {
+			if p.link.has(upTo) {
+				delete(goal, p)
+			}
+		}
+		if len(goal) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("bridge: not received by %d nodes: %w", len(goal), ctx.Err())
+		case <-b.ctx.Done():
+			return herald.ErrClosed
+		case <-tick.C:
+		}
+	}
+}
+
 // waitUp waits until Redis is available, or the bridge closed (false).
 func (b *Bridge) waitUp() bool {
 	for {

@@ -122,6 +122,20 @@ func (l *link) failedLocked(now time.Time) bool {
 	return !l.failing.IsZero() && now.Sub(l.failing) >= l.b.opts.Patience
 }
 
+// last is the number of the newest frame.
+func (l *link) last() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.acked + uint64(len(l.frames)-l.head)
+}
+
+// has tells whether the peer has everything up to a number, or is gone.
+func (l *link) has(upTo uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ended != nil || l.acked >= upTo
+}
+
 // say has flags sent, with an entry of its own if need be.
 func (l *link) say(flags byte) {
 	l.mu.Lock()

@@ -221,7 +221,7 @@ func (b *Broker) stop() error {
 	reason, elsewhere := b.farewell()
 	w := listen.NewWorker()
 	b.loop.Each(func(c *listen.Conn) {
-		c.CloseAfter(w, wire.AppendDisconnect(nil, c.Version(), reason, "", elsewhere))
+		c.CloseAfter(w, b.engine.Goodbye(c, reason, elsewhere))
 	})
 	w.Flush()
 	// The connections get most of the time; the rest is for engine and store.

@@ -286,9 +286,9 @@ func (c *cluster) AppendAsync(to bridge.Peer, frame []byte, done func(error)) er
 	return bridge.ErrUnavailable
 }
 
-func (c *cluster) Flush(ctx context.Context) error {
+func (c *cluster) Received(ctx context.Context) error {
 	if b := c.bridge.Load(); b != nil {
-		return b.Flush(ctx)
+		return b.Received(ctx)
 	}
 	return nil
 }

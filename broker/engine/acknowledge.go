@@ -145,7 +145,11 @@ func (c *client) fail(reason byte, w *listen.Worker) {
 	in := c.in
 	c.pmu.Unlock()
 	if in != nil {
-		in.CloseAfter(w, wire.AppendDisconnect(nil, c.version, reason, "", ""))
+		var goodbye []byte
+		if c.attached.Load() { // nothing comes before CONNACK [MQTT-3.14.0-1]
+			goodbye = wire.AppendDisconnect(nil, c.version, reason, "", "")
+		}
+		in.CloseAfter(w, goodbye)
 		c.e.abandon(in)
 	}
 }

@@ -228,6 +228,10 @@ func (e *Engine) Established(conn Conn) {
 	}
 	w := listen.NewWorker()
 	e.begin(c, p, win, w)
+	if err := e.attendAll(c); err != nil {
+		e.log.Warn("joining shared groups", errField(err))
+		c.fail(wire.ReasonUnavailable, w)
+	}
 	e.groups.joined(e, c, w)
 	w.Flush()
 }
@@ -279,6 +283,16 @@ func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) {
 		e.detach(old, con)
 	}
 	<-old.gone
+}
+
+// Goodbye is the DISCONNECT for a client whose connection the broker is about to
+// close: nothing before CONNACK [MQTT-3.14.0-1].
+func (e *Engine) Goodbye(conn Conn, reason byte, elsewhere string) []byte {
+	c, _ := conn.User().(*client)
+	if c == nil || !c.attached.Load() {
+		return nil
+	}
+	return wire.AppendDisconnect(nil, c.version, reason, "", elsewhere)
 }
 
 // Disconnected carries out a client's DISCONNECT: the session is put away before

@@ -43,7 +43,7 @@ type Cluster interface {
 	// Of the transport: see [bridge.Bridge].
 	Available() bool
 	AppendAsync(to bridge.Peer, frame []byte, done func(error)) error
-	Flush(ctx context.Context) error
+	Received(ctx context.Context) error
 	Announce(c bridge.Change) (bridge.Position, error)
 	Settled(ctx context.Context, p bridge.Position) error
 }
@@ -379,7 +379,9 @@ func (e *Engine) left(live []membership.Peer) {
 			continue
 		}
 		e.look(p, math.MaxUint64)
+		e.bereave(p)
 		e.forget(p)
+		e.errand(e.elect)
 	}
 }
 

@@ -34,6 +34,9 @@ func (g *group) deliver(e *Engine, run *wire.Run, gr *session.Grant, stored bool
 func (g *group) wake(e *Engine, w *listen.Worker) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.waiting {
+		return
+	}
 	if !g.loaded {
 		if err := g.loadLocked(e); err != nil {
 			e.log.Error("loading a shared group", errField(err))
@@ -49,12 +52,9 @@ func (g *group) loadLocked(e *Engine) error {
 	if err != nil {
 		return err
 	}
-	var held []persistence.Sent
-	for _, m := range g.members {
-		if !m.h.durable {
-			continue
-		}
-		mw, err := e.store.Window(e.ctx, m.h.id)
+	held := g.held
+	for _, id := range g.durableMembers(e) {
+		mw, err := e.store.Window(e.ctx, id)
 		if err != nil {
 			return err
 		}
@@ -65,8 +65,33 @@ func (g *group) loadLocked(e *Engine) error {
 		}
 	}
 	g.core.Load(win, held)
+	if g.out != nil {
+		for _, h := range g.held {
+			g.out[h.ID] = h.Session
+		}
+		g.held = nil
+	}
 	g.loaded = true
 	return nil
+}
+
+// durableMembers are the members that have something in the store.
+func (g *group) durableMembers(e *Engine) (ids []herald.SessionID) {
+	if e.nodes.on() {
+		s := &e.sharing
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for id := range s.rest[g.key] {
+			ids = append(ids, id)
+		}
+		return ids
+	}
+	for _, m := range g.members {
+		if m.h.durable {
+			ids = append(ids, m.h.id)
+		}
+	}
+	return ids
 }
 
 // dealLocked deals what waits to the members that can take it.
@@ -98,7 +123,7 @@ func (g *group) dealLocked(e *Engine, env session.Env, w *listen.Worker) {
 
 // online tells whether a member is connected.
 func (g *group) online() bool {
-	return slices.ContainsFunc(g.members, func(m member) bool { return m.h.live.Load() != nil })
+	return slices.ContainsFunc(g.members, func(m member) bool { return m.at != nil || m.h.live.Load() != nil })
 }
 
 // pick chooses a connected member, or -1. In turn, it looks at members until one
@@ -131,6 +156,9 @@ func (g *group) pick(publisher herald.SessionID, qos0 bool) int {
 // group woken when it is not any more: what fills its window may be no message of
 // the group's.
 func (g *group) state(i int, qos0 bool) (t topic.Member, ok bool) {
+	if m := &g.members[i]; m.at != nil {
+		return topic.Member{Session: m.h.id, Inflight: m.out, Busy: !qos0 && m.out >= awayLimit}, true
+	}
 	c := g.members[i].h.live.Load()
 	if c == nil {
 		return t, false
@@ -163,6 +191,10 @@ func (gs *groups) feed(e *Engine, c *client) {
 
 // dealTo hands message i of run to member k; false if it has just gone.
 func (e *Engine) dealTo(g *group, k int, run *wire.Run, i int, gr *session.Grant, src herald.SessionID, env session.Env, w *listen.Worker) bool {
+	if m := &g.members[k]; m.at != nil {
+		e.dealAway(g, m, run, i, gr, src)
+		return true
+	}
 	m := g.members[k]
 	c := m.h.live.Load()
 	if c == nil {

@@ -95,6 +95,7 @@ func (e *Engine) Finished(m persistence.Member) error {
 	for _, p := range e.nodes.peers() { // of a node that died often, lives may have gone unseen
 		if p.Node == m.Node && p.Life() <= m.Life {
 			e.look(p, math.MaxUint64)
+			e.bereave(p)
 			e.forget(p)
 		}
 	}

@@ -114,6 +114,7 @@ type Engine struct {
 	owners  owners
 	routing routing
 	trusts  trusts
+	sharing sharing
 	remote  *topic.Index[*remote] // what other nodes have announced
 	errands chan struct{}         // one taken by each that runs for another node or waits for one
 	loaded  atomic.Bool           // subscriptions were read
@@ -195,6 +196,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	e.owners.init()
 	e.routing.init()
 	e.trusts.init()
+	e.sharing.init()
 	if cfg.Cluster != nil {
 		e.nodes.init(cfg.Cluster, store.(persistence.Cluster))
 	}

@@ -234,6 +234,25 @@ func (e *Engine) receive(from bridge.Peer, frames [][]byte) {
 			e.errand(func() { e.giveUp(p, &f) })
 		case frameGranted:
 			e.owners.answered(f.request, f.epoch)
+		case frameDeal:
+			e.dealt(p, &f, w)
+		case frameDone:
+			e.done(f.group, f.settled, f.back)
+		case frameAskHeld:
+			e.sharing.mu.Lock()
+			e.sharing.dealers[f.group] = from
+			e.sharing.mu.Unlock()
+			p.send(appendHeld(nil, f.request, f.group, e.heldHere(f.group)), nil, 0)
+		case frameHeld:
+			e.sharing.mu.Lock()
+			ch := e.sharing.asking[f.request]
+			e.sharing.mu.Unlock()
+			if ch != nil {
+				select {
+				case ch <- heldAnswer{from, f.held}:
+				default:
+				}
+			}
 		}
 	}
 	w.Flush()

@@ -28,6 +28,10 @@ func nodeField(p bridge.Peer) zap.Field {
 //	closed   ID: every frame for what lies at or below was sent before
 //	look     ID: some were lost; look at the inboxes
 //	release  request, kind, epoch, name: who asks wants to serve the session
+//	deal     group, session, how, identifiers, publish: for a member of a group
+//	done     group, settled IDs, IDs taken back: of what was dealt
+//	askheld  request, group
+//	held     request, group, sessions and IDs: what members there hold
 //	granted  request, epoch: it does, under this epoch; 0: ask the store again
 const frameVersion = 1
 
@@ -37,6 +41,10 @@ const (
 	frameLook
 	frameRelease
 	frameGranted
+	frameDeal
+	frameDone
+	frameAskHeld
+	frameHeld
 )
 
 // To whom on the other node a publish goes.
@@ -66,6 +74,11 @@ type frame struct {
 	epoch    uint64
 	subject  persistence.Kind
 	name     string
+
+	group, session herald.SessionID
+	grant          *session.Grant
+	settled, back  []herald.ID
+	held           []persistence.Sent
 }
 
 func begin(b []byte, kind byte) []byte { return append(b, frameVersion, kind) }
@@ -129,6 +142,49 @@ func appendGranted(b []byte, request, epoch uint64) []byte {
 	return binary.BigEndian.AppendUint64(b, epoch)
 }
 
+func appendDeal(b []byte, group, to herald.SessionID, qos byte, retain bool, ids []uint32, m *herald.Message) []byte {
+	b = binary.BigEndian.AppendUint64(begin(b, frameDeal), uint64(group))
+	b = binary.BigEndian.AppendUint64(b, uint64(to))
+	if retain {
+		qos |= flagRetain
+	}
+	b = append(b, qos)
+	b = binary.AppendUvarint(b, uint64(len(ids)))
+	for _, id := range ids {
+		b = binary.AppendUvarint(b, uint64(id))
+	}
+	return append(b, appendPublish(nil, []*herald.Message{m}, m.Publisher, toLive)[2:]...)
+}
+
+func appendIDs(b []byte, ids []herald.ID) []byte {
+	b = binary.AppendUvarint(b, uint64(len(ids)))
+	for _, id := range ids {
+		b = binary.BigEndian.AppendUint64(b, uint64(id))
+	}
+	return b
+}
+
+func appendDone(b []byte, group herald.SessionID, settled, back []herald.ID) []byte {
+	b = binary.BigEndian.AppendUint64(begin(b, frameDone), uint64(group))
+	return appendIDs(appendIDs(b, settled), back)
+}
+
+func appendAskHeld(b []byte, request uint64, group herald.SessionID) []byte {
+	b = binary.BigEndian.AppendUint64(begin(b, frameAskHeld), request)
+	return binary.BigEndian.AppendUint64(b, uint64(group))
+}
+
+func appendHeld(b []byte, request uint64, group herald.SessionID, held []persistence.Sent) []byte {
+	b = binary.BigEndian.AppendUint64(begin(b, frameHeld), request)
+	b = binary.BigEndian.AppendUint64(b, uint64(group))
+	b = binary.AppendUvarint(b, uint64(len(held)))
+	for i := range held {
+		b = binary.BigEndian.AppendUint64(b, uint64(held[i].Session))
+		b = binary.BigEndian.AppendUint64(b, uint64(held[i].ID))
+	}
+	return b
+}
+
 var errFrame = errors.New("malformed frame")
 
 // reader takes a frame apart. After an error everything is zero.
@@ -181,6 +237,24 @@ func (r *reader) varint() int64 {
 	return v
 }
 
+// count is how many things of at least size bytes follow.
+func (r *reader) count(size uint64) int {
+	n := r.uvarint()
+	if r.bad || n > uint64(len(r.b))/size {
+		r.bad = true
+		return 0
+	}
+	return int(n)
+}
+
+func (r *reader) ids() []herald.ID {
+	ids := make([]herald.ID, r.count(8))
+	for i := range ids {
+		ids[i] = herald.ID(r.uint64())
+	}
+	return ids
+}
+
 func (r *reader) bytes() []byte { return r.take(r.uvarint()) }
 
 // decodeFrame takes a frame apart; the result points into b.
@@ -200,6 +274,27 @@ func decodeFrame(b []byte) (f frame, err error) {
 		f.name = string(r.bytes())
 	case frameGranted:
 		f.request, f.epoch = r.uint64(), r.uint64()
+	case frameDeal:
+		f.group, f.session = herald.SessionID(r.uint64()), herald.SessionID(r.uint64())
+		how := r.byte()
+		f.grant = &session.Grant{QoS: min(how&flagQoS, 2), Retain: how&flagRetain != 0}
+		for range r.count(1) {
+			f.grant.Identifiers = append(f.grant.Identifiers, uint32(r.uvarint()))
+		}
+		f.publish(&r)
+		r.bad = r.bad || len(f.messages) != 1
+	case frameDone:
+		f.group = herald.SessionID(r.uint64())
+		f.settled, f.back = r.ids(), r.ids()
+	case frameAskHeld:
+		f.request, f.group = r.uint64(), herald.SessionID(r.uint64())
+	case frameHeld:
+		f.request, f.group = r.uint64(), herald.SessionID(r.uint64())
+		for range r.count(16) {
+			f.held = append(f.held, persistence.Sent{
+				Session: herald.SessionID(r.uint64()), ID: herald.ID(r.uint64()), Source: f.group, Step: persistence.Published,
+			})
+		}
 	default:
 		return f, fmt.Errorf("frame of kind %d", f.kind)
 	}

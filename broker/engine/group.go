@@ -36,7 +36,10 @@ type group struct {
 	picker  topic.Picker
 	next    int // round robin: where the next turn begins
 	loaded  bool
-	list    []topic.Member // of deal, kept for its memory
+	waiting bool                           // of a cluster: not to be loaded yet (sharing.go)
+	held    []persistence.Sent             // what connected members hold, until it is loaded
+	out     map[herald.ID]herald.SessionID // dealt to members at other nodes
+	list    []topic.Member                 // of deal, kept for its memory
 	index   []int
 }
 
@@ -49,8 +52,10 @@ func (g *group) durable() bool {
 
 // member is a session that shares a subscription.
 type member struct {
-	h *handle
-	g *session.Grant
+	h   *handle
+	g   *session.Grant
+	at  *peer // the node that it is connected to; nil: this one
+	out int   // of one at another node: what it has under way
 }
 
 func (gs *groups) init() {
@@ -232,7 +237,16 @@ func (gs *groups) expire(e *Engine, row persistence.Session) error {
 		}
 		gs.remove(e, g)
 	}
-	return e.commit(&persistence.Batch{Delete: []persistence.Session{row}})
+	if err := e.commit(&persistence.Batch{Delete: []persistence.Session{row}}); err != nil {
+		return err
+	}
+	if e.nodes.on() {
+		e.unlearn(row.Name, row.ID)
+		if _, err := e.announce(nil, nil, [][]byte{appendGroup(eventGroupEnded, row.ID, row.Name)}); err != nil {
+			e.log.Warn("announcing the end of a shared group", errField(err))
+		}
+	}
+	return nil
 }
 
 // joined lets groups deal to a client that has come or has joined one.
@@ -263,7 +277,10 @@ func (gs *groups) settle(e *Engine, done []session.Settled) {
 	if len(done) == 0 {
 		return
 	}
-	done = slices.Clone(done)
+	done = gs.ours(e, slices.Clone(done), false)
+	if len(done) == 0 {
+		return
+	}
 	e.workers[0].call(func(w *listen.Worker) {
 		var touched []*group
 		for _, d := range done {
@@ -286,13 +303,13 @@ func (gs *groups) settle(e *Engine, done []session.Settled) {
 // go back to their groups (QoS 1) and which go to nobody else (QoS 2).
 func (gs *groups) begun(e *Engine, held []session.Settled, subs []persistence.Subscription) (back, settled []session.Settled) {
 	for _, h := range held {
-		g := gs.find(h.Source)
-		if g == nil {
+		key, ok := gs.keyOf(e, h.Source)
+		if !ok {
 			continue
 		}
 		qos := byte(0)
 		for _, s := range subs {
-			if name, filter, shared, _ := herald.SplitShare(s.Filter); shared && name+"/"+filter == g.key {
+			if name, filter, shared, _ := herald.SplitShare(s.Filter); shared && name+"/"+filter == key {
 				qos = s.QoS
 			}
 		}
@@ -306,9 +323,49 @@ func (gs *groups) begun(e *Engine, held []session.Settled, subs []persistence.Su
 	return back, settled
 }
 
+// ours keeps what concerns groups of this node, and tells the owners of the others.
+// It does not block.
+func (gs *groups) ours(e *Engine, done []session.Settled, back bool) []session.Settled {
+	if !e.nodes.on() {
+		return done
+	}
+	others := make(map[herald.SessionID][]herald.ID)
+	done = slices.DeleteFunc(done, func(d session.Settled) bool {
+		if gs.find(d.Source) != nil {
+			return false
+		}
+		others[d.Source] = append(others[d.Source], d.ID)
+		return true
+	})
+	for id, ids := range others {
+		e.errand(func() {
+			if back {
+				e.tellOwner(id, nil, ids)
+			} else {
+				e.tellOwner(id, ids, nil)
+			}
+		})
+	}
+	return done
+}
+
+// keyOf is the key of a group.
+func (gs *groups) keyOf(e *Engine, id herald.SessionID) (string, bool) {
+	if g := gs.find(id); g != nil {
+		return g.key, true
+	}
+	if !e.nodes.on() {
+		return "", false
+	}
+	e.sharing.mu.Lock()
+	defer e.sharing.mu.Unlock()
+	key, ok := e.sharing.keys[id]
+	return key, ok
+}
+
 // takeBack gives groups back what a session had of theirs and has not begun.
 func (gs *groups) takeBack(e *Engine, back []session.Settled) {
-	if len(back) == 0 {
+	if back = gs.ours(e, back, true); len(back) == 0 {
 		return
 	}
 	bySource := make(map[herald.SessionID][]herald.ID)

@@ -18,7 +18,7 @@ import (
 
 // Who serves a session, or a shared group, stands in its claim in the store. Only
 // the owner gives it up, to the node that asks, when everything that it had under
-// way is committed, appended and out of its hands; or its life is over. So the
+// way is committed, received and out of its hands; or its life is over. So the
 // owner of a claim is the only node that may have anything of the session.
 
 // owners are the claims of this node.
@@ -173,6 +173,9 @@ func (e *Engine) giveUp(to *peer, f *frame) {
 
 // handOver ends what this node has of a session and makes another its owner.
 func (e *Engine) handOver(to *peer, k ownerKey) (epoch uint64, err error) {
+	if k.kind != persistence.Client {
+		return 0, errors.New("only sessions are given up")
+	}
 	unlock := e.claims.lock(k.name)
 	defer unlock()
 	return e.handOverLocked(to, k, func() {
@@ -196,7 +199,7 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64,
 	end()
 	// What was published before must not be overtaken by what is published over
 	// there.
-	if err := e.allAppended(); err != nil {
+	if err := e.allReceived(); err != nil {
 		return 0, err
 	}
 	e.owners.drop(k)
@@ -210,14 +213,15 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64,
 	return now.Epoch, nil
 }
 
-// allAppended waits until Redis has every frame that was sent, or everybody has
-// looked for what it was to tell of.
-func (e *Engine) allAppended() error {
+// allReceived waits until every node has received the frames that were sent to it,
+// or has looked for what they were to tell of. That Redis has them is not enough: it
+// may lose them, and they come again later than what others send.
+func (e *Engine) allReceived() error {
 	n := &e.nodes
 	last := e.flight.newest()
 	for {
 		ctx, cancel := context.WithTimeout(e.ctx, 500*time.Millisecond)
-		err := n.Flush(ctx)
+		err := n.Received(ctx)
 		cancel()
 		if err == nil {
 			return nil

@@ -67,13 +67,13 @@ func (r *routing) init() { r.routes = make(map[string]*announced) }
 
 // want are the routes that a subscription of a connected session needs. Those of
 // a shared one are its group's.
-func want(durable bool, filter string, qos byte) (routes []string) {
-	if _, _, shared, _ := herald.SplitShare(filter); shared {
-		return nil
+func want(id herald.SessionID, durable bool, sub *persistence.Subscription) (routes []string) {
+	if _, _, shared, _ := herald.SplitShare(sub.Filter); shared {
+		return []string{memberRoute(id, sub)}
 	}
-	routes = []string{string(routeLive) + filter}
-	if !durable && qos > 0 {
-		routes = append(routes, string(routeWaited)+filter)
+	routes = []string{string(routeLive) + sub.Filter}
+	if !durable && sub.QoS > 0 {
+		routes = append(routes, string(routeWaited)+sub.Filter)
 	}
 	return routes
 }
@@ -214,10 +214,22 @@ func (e *Engine) announceFor(c *client, add, remove []string, events [][]byte) e
 
 // withdraw takes the routes of a client back whose connection is gone.
 func (e *Engine) withdraw(c *client) {
+	if !e.nodes.on() {
+		return
+	}
 	c.mu.Lock()
 	routes := c.routes
 	c.routes = nil
+	var keys []string
+	for f := range c.subs {
+		if key, shared := shareKey(f); shared {
+			keys = append(keys, key)
+		}
+	}
 	c.mu.Unlock()
+	for _, key := range keys {
+		e.absent(c, key)
+	}
 	if _, err := e.announce(nil, routes, nil); err != nil {
 		e.log.Warn("withdrawing routes", errField(err))
 	}
@@ -250,8 +262,8 @@ func (e *Engine) settledRoutes(at bridge.Position) error {
 // routesOf are all that a connected session needs; c.mu is held, or the client is
 // not known to others yet.
 func (c *client) routesOf() (routes []string) {
-	for f, s := range c.subs {
-		routes = append(routes, want(c.core.Durable(), f, s.QoS)...)
+	for _, s := range c.subs {
+		routes = append(routes, want(c.row.ID, c.core.Durable(), &s.Subscription)...)
 	}
 	return routes
 }
@@ -344,16 +356,22 @@ func (e *Engine) Replace(from bridge.Peer, routes []string) {
 }
 
 func (e *Engine) addRoute(p *peer, s string) error {
-	if len(s) < 2 || s[0] != routeLive && s[0] != routeWaited || !herald.ValidFilter(s[1:]) {
+	if len(s) < 2 || s[0] != routeMember && (s[0] != routeLive && s[0] != routeWaited || !herald.ValidFilter(s[1:])) {
 		return errors.New("malformed route")
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if _, ok := p.routes[s]; ok || p.over {
+		p.mu.Unlock()
 		return nil
 	}
 	p.routes[s] = struct{}{}
-	e.remote.Subscribe(s[1:], p.target(s), topic.Options{})
+	if s[0] != routeMember {
+		e.remote.Subscribe(s[1:], p.target(s), topic.Options{})
+	}
+	p.mu.Unlock()
+	if s[0] == routeMember {
+		return e.memberCame(p, s)
+	}
 	return nil
 }
 
@@ -366,21 +384,28 @@ func (p *peer) target(route string) *remote {
 
 func (e *Engine) removeRoute(p *peer, s string) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, ok := p.routes[s]; ok {
-		delete(p.routes, s)
+	_, ok := p.routes[s]
+	delete(p.routes, s)
+	if ok && s[0] != routeMember {
 		e.remote.Unsubscribe(s[1:], p.target(s))
+	}
+	p.mu.Unlock()
+	if ok && s[0] == routeMember {
+		e.memberWent(p, s)
 	}
 }
 
 // dropRoutes drops all of a peer's.
 func (e *Engine) dropRoutes(p *peer) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	routes := make([]string, 0, len(p.routes))
 	for s := range p.routes {
-		e.remote.Unsubscribe(s[1:], p.target(s))
+		routes = append(routes, s)
 	}
-	clear(p.routes)
+	p.mu.Unlock()
+	for _, s := range routes {
+		e.removeRoute(p, s)
+	}
 }
 
 // event carries out what another node has done to a durable session.
@@ -397,13 +422,20 @@ func (e *Engine) event(b []byte) error {
 			return errFrame
 		}
 		e.touch(id, sub.Filter)
-		return e.routeTo(e.handleFor(id, true), sub)
+		h := e.handleFor(id, true)
+		if key, shared := shareKey(sub.Filter); shared {
+			e.shares(key, id)
+			return nil
+		}
+		return e.routeTo(h, sub)
 	case eventUnsubscribed:
 		if r.bad {
 			return errFrame
 		}
 		e.touch(id, string(r.b))
-		if h := e.handle(id); h != nil {
+		if key, shared := shareKey(string(r.b)); shared {
+			e.unshares(key, id)
+		} else if h := e.handle(id); h != nil {
 			e.unroute(h, string(r.b))
 		}
 	case eventEnded:
@@ -411,6 +443,16 @@ func (e *Engine) event(b []byte) error {
 			return errFrame
 		}
 		e.dropHandle(id)
+	case eventGroup, eventGroupEnded:
+		key := string(r.b)
+		if r.bad || filterOf(key) == key || !herald.ValidFilter(filterOf(key)) {
+			return errFrame
+		}
+		if kind == eventGroup {
+			e.learn(key, id)
+		} else {
+			e.unlearn(key, id)
+		}
 	default:
 		return fmt.Errorf("event of kind %d", kind)
 	}
@@ -446,7 +488,19 @@ func (e *Engine) scanSubscriptions(ctx context.Context) (n int, err error) {
 		if _, ok := r.touched[subscriptionKey{id, sub.Filter}]; ok {
 			return nil
 		}
+		if key, shared := shareKey(sub.Filter); shared && e.nodes.on() {
+			e.shares(key, id)
+			return nil
+		}
 		return e.routeTo(e.handleFor(id, true), sub)
 	})
-	return n, err
+	if err != nil || !e.nodes.on() {
+		return n, err
+	}
+	return n, e.store.ScanSessions(ctx, func(s persistence.Session) error {
+		if s.Kind == persistence.Group && filterOf(s.Name) != s.Name {
+			e.learn(s.Name, s.ID)
+		}
+		return nil
+	})
 }

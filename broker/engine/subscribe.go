@@ -52,9 +52,9 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		codes[i] = sub.QoS
 		if old := c.subs[filter]; old != nil {
 			existed[i] = true
-			remove = append(remove, want(c.core.Durable(), filter, old.QoS)...)
+			remove = append(remove, want(c.h.id, c.core.Durable(), &old.Subscription)...)
 		}
-		add = append(add, want(c.core.Durable(), filter, sub.QoS)...)
+		add = append(add, want(c.h.id, c.core.Durable(), &sub.Subscription)...)
 		wants := e.wantsRetained(sub, existed[i], f.Shared)
 		c.replaceRetained(filter, sub, wants)
 		if wants {
@@ -79,6 +79,10 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		if sub != nil {
 			if err := e.routeTo(c.h, sub.Subscription); err != nil {
 				e.log.Error("making a shared group", errField(err))
+				if e.nodes.on() { // it would get nothing
+					c.fail(wire.ReasonUnavailable, w)
+					return
+				}
 			}
 		}
 	}
@@ -147,7 +151,7 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 			codes[i] = wire.ReasonNoSubscription
 			continue
 		}
-		remove = append(remove, want(c.core.Durable(), filter, sub.QoS)...)
+		remove = append(remove, want(c.h.id, c.core.Durable(), &sub.Subscription)...)
 		delete(c.subs, filter)
 		c.replaceRetained(filter, nil, false)
 		gone = append(gone, filter)
@@ -202,6 +206,16 @@ func (e *Engine) routeTo(h *handle, sub persistence.Subscription) error {
 		QoS: sub.QoS, NoLocal: sub.NoLocal, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier,
 	}
 	name, filter, shared, _ := herald.SplitShare(sub.Filter)
+	if shared && e.nodes.on() {
+		key := name + "/" + filter
+		if h.durable {
+			e.shares(key, h.id)
+		}
+		if c := h.live.Load(); c != nil {
+			return e.attend(c, key, &sub)
+		}
+		return nil
+	}
 	if shared {
 		return e.groups.join(e, name, filter, h, o)
 	}
@@ -212,6 +226,16 @@ func (e *Engine) routeTo(h *handle, sub persistence.Subscription) error {
 // unroute takes a subscription out of the index.
 func (e *Engine) unroute(h *handle, f string) {
 	name, filter, shared, _ := herald.SplitShare(f)
+	if shared && e.nodes.on() {
+		key := name + "/" + filter
+		if h.durable {
+			e.unshares(key, h.id)
+		}
+		if c := h.live.Load(); c != nil {
+			e.absent(c, key)
+		}
+		return
+	}
 	if shared {
 		e.groups.leave(e, name, filter, h)
 		return

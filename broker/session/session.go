@@ -444,6 +444,24 @@ func (s *Session) Pending() int { return s.feed.count }
 // Inflight is how many packet ids are under way to the client.
 func (s *Session) Inflight() int { return s.window.inflight }
 
+// HeldOf are the entries of a group's inbox that the session has and is not done
+// with.
+func (s *Session) HeldOf(group herald.SessionID) (ids []herald.ID) {
+	for _, sl := range s.window.slots {
+		if sl.src == group && sl.state != free && sl.state != released && sl.state != receipt {
+			ids = append(ids, sl.id)
+		}
+	}
+	s.feed.pending.each(func(it *item) {
+		if it.src == group && it.pid == 0 {
+			for i := it.from; i < it.to; i++ {
+				ids = append(ids, it.run.Messages[i].ID)
+			}
+		}
+	})
+	return ids
+}
+
 // Forward sends n frames of QoS 0 and version v as they are, if that is what
 // the session wants and the client takes; longest is the length of the longest.
 // The caller has made sure that RETAIN is clear and nothing in them is the

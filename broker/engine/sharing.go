@@ -1,0 +1,706 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/topic"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// Shared groups of a cluster. Every group has an inbox, and every node has the
+// group in its index, so that its publishes get there. One node owns the group, by a
+// claim like that of a session: the first that a member connects to. It deals to
+// members wherever they are connected; they are known by routes:
+//
+//	m{session}{how}{key}  a member is connected
+//
+// and by events:
+//
+//	g{group}{key}         a group has been made
+//	d{group}{key}         a group has ended
+//
+// A member's node says what became of what it was dealt.
+
+const (
+	routeMember = 'm'
+
+	eventGroup      = 'g'
+	eventGroupEnded = 'd'
+
+	// awayLimit is how many messages a member at another node may have under way.
+	awayLimit = 64
+	// heldWait is how long a new owner waits for what members at other nodes hold.
+	heldWait = 10 * time.Second
+)
+
+// sharing is what a node knows of the cluster's groups.
+type sharing struct {
+	mu sync.Mutex // guards below; no other lock is taken under it
+	// ids and keys name the groups there are, rest their durable members, connected
+	// or not, away the members that are connected to other nodes.
+	ids     map[string]herald.SessionID
+	keys    map[herald.SessionID]string
+	rest    map[string]map[herald.SessionID]struct{}
+	away    map[string]map[herald.SessionID]member
+	here    map[string]map[herald.SessionID]struct{} // members that are connected to this node
+	dealers map[herald.SessionID]bridge.Peer         // whose frames brought entries of a group
+	asking  map[uint64]chan heldAnswer
+	request uint64
+}
+
+type heldAnswer struct {
+	from bridge.Peer
+	held []persistence.Sent
+}
+
+func (s *sharing) init() {
+	s.ids = make(map[string]herald.SessionID)
+	s.keys = make(map[herald.SessionID]string)
+	s.rest = make(map[string]map[herald.SessionID]struct{})
+	s.away = make(map[string]map[herald.SessionID]member)
+	s.here = make(map[string]map[herald.SessionID]struct{})
+	s.dealers = make(map[herald.SessionID]bridge.Peer)
+	s.asking = make(map[uint64]chan heldAnswer)
+}
+
+// learn puts a group into the index.
+func (e *Engine) learn(key string, id herald.SessionID) {
+	s := &e.sharing
+	s.mu.Lock()
+	known := s.ids[key] == id
+	s.ids[key], s.keys[id] = id, key
+	s.mu.Unlock()
+	if !known && e.groups.find(id) == nil {
+		e.index.Subscribe(filterOf(key), e.handleFor(id, true), groupOptions)
+	}
+}
+
+var groupOptions = topic.Options{QoS: 2, RetainAsPublished: true}
+
+// filterOf is the filter of a group's key.
+func filterOf(key string) string {
+	for i := range len(key) {
+		if key[i] == '/' {
+			return key[i+1:]
+		}
+	}
+	return key
+}
+
+// unlearn takes a group that has ended out of it.
+func (e *Engine) unlearn(key string, id herald.SessionID) {
+	s := &e.sharing
+	s.mu.Lock()
+	if s.ids[key] == id {
+		delete(s.ids, key)
+	}
+	delete(s.keys, id)
+	s.mu.Unlock()
+	if h := e.handle(id); h != nil {
+		e.index.Unsubscribe(filterOf(key), h)
+		e.dropHandle(id)
+	}
+}
+
+// shares notes that a durable session has subscribed to a group, wherever it is.
+func (e *Engine) shares(key string, id herald.SessionID) {
+	s := &e.sharing
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rest[key] == nil {
+		s.rest[key] = make(map[herald.SessionID]struct{})
+	}
+	s.rest[key][id] = struct{}{}
+}
+
+// unshares notes that it has unsubscribed, or ended.
+func (e *Engine) unshares(key string, id herald.SessionID) {
+	s := &e.sharing
+	s.mu.Lock()
+	delete(s.rest[key], id)
+	if len(s.rest[key]) == 0 {
+		delete(s.rest, key)
+	}
+	s.mu.Unlock()
+	e.groups.emptied(e, key)
+}
+
+// memberRoute announces a connected member.
+func memberRoute(id herald.SessionID, sub *persistence.Subscription) string {
+	b := binary.BigEndian.AppendUint64([]byte{routeMember}, uint64(id))
+	how := sub.QoS & 3
+	if sub.RetainAsPublished {
+		how |= 8
+	}
+	b = binary.AppendUvarint(append(b, how), uint64(sub.Identifier))
+	name, filter, _, _ := herald.SplitShare(sub.Filter)
+	return string(b) + name + "/" + filter
+}
+
+// parseMember takes one apart.
+func (e *Engine) parseMember(route string) (key string, id herald.SessionID, g *session.Grant, err error) {
+	r := reader{b: []byte(route[1:])}
+	id = herald.SessionID(r.uint64())
+	how, identifier := r.byte(), r.uvarint()
+	key = string(r.b)
+	if r.bad || !herald.ValidFilter(filterOf(key)) || filterOf(key) == key {
+		return "", 0, nil, errors.New("malformed member")
+	}
+	return key, id, e.grants.of(topic.Options{QoS: min(how&3, 2), RetainAsPublished: how&8 != 0, Identifier: uint32(identifier)}), nil
+}
+
+// memberCame and memberWent carry out a peer's routes.
+func (e *Engine) memberCame(p *peer, route string) error {
+	key, id, g, err := e.parseMember(route)
+	if err != nil {
+		return err
+	}
+	m := member{h: &handle{id: id}, g: g, at: p}
+	s := &e.sharing
+	s.mu.Lock()
+	if s.away[key] == nil {
+		s.away[key] = make(map[herald.SessionID]member)
+	}
+	s.away[key][id] = m
+	s.mu.Unlock()
+	if gr := e.groups.byKey(key); gr != nil {
+		gr.enter(m)
+		e.groups.wakeSoon(e, gr)
+	}
+	return nil
+}
+
+func (e *Engine) memberWent(p *peer, route string) {
+	key, id, _, err := e.parseMember(route)
+	if err != nil {
+		return
+	}
+	s := &e.sharing
+	s.mu.Lock()
+	if m, ok := s.away[key][id]; ok && m.at == p {
+		delete(s.away[key], id)
+		if len(s.away[key]) == 0 {
+			delete(s.away, key)
+		}
+	}
+	s.mu.Unlock()
+	if gr := e.groups.byKey(key); gr != nil {
+		gr.exit(id, p)
+		e.groups.wakeSoon(e, gr)
+	}
+	e.groups.emptied(e, key)
+}
+
+func (gs *groups) byKey(key string) *group {
+	gs.lookup.RLock()
+	defer gs.lookup.RUnlock()
+	return gs.byName[key]
+}
+
+// enter adds a member, or replaces it.
+func (g *group) enter(m member) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.IndexFunc(g.members, func(o member) bool { return o.h.id == m.h.id }); i >= 0 {
+		m.out = g.members[i].out
+		g.members[i] = m
+		return
+	}
+	g.members = append(g.members, m)
+}
+
+// exit takes a member out that was connected to p; nil: here.
+func (g *group) exit(id herald.SessionID, p *peer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.h.id == id && m.at == p })
+}
+
+// attend makes a connected client a member of a group of the cluster: the group is
+// there, somebody owns it. It may block for the store.
+func (e *Engine) attend(c *client, key string, sub *persistence.Subscription) error {
+	gs := &e.groups
+	gs.mu.lock()
+	defer gs.mu.unlock()
+	s := &e.sharing
+	s.mu.Lock()
+	if s.here[key] == nil {
+		s.here[key] = make(map[herald.SessionID]struct{})
+	}
+	s.here[key][c.h.id] = struct{}{}
+	s.mu.Unlock()
+	if err := gs.ensure(e, key, c.core.Durable()); err != nil {
+		return err
+	}
+	if g := gs.byKey(key); g != nil {
+		g.enter(member{h: c.h, g: e.grants.of(topic.Options{QoS: sub.QoS, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier})})
+		gs.wakeSoon(e, g)
+	}
+	return nil
+}
+
+// absent takes a client out whose connection is gone, or that has unsubscribed.
+func (e *Engine) absent(c *client, key string) {
+	s := &e.sharing
+	s.mu.Lock()
+	if delete(s.here[key], c.h.id); len(s.here[key]) == 0 {
+		delete(s.here, key)
+	}
+	s.mu.Unlock()
+	if g := e.groups.byKey(key); g != nil {
+		g.exit(c.h.id, nil)
+		e.groups.wakeSoon(e, g)
+	}
+	e.groups.emptied(e, key)
+}
+
+// ensure sees to it that a group is there and owned by a live node: by this one, if
+// by nobody. gs.mu is held.
+func (gs *groups) ensure(e *Engine, key string, durable bool) error {
+	if gs.byKey(key) != nil {
+		return nil
+	}
+	k := ownerKey{persistence.Group, key}
+	ctx, cancel := context.WithTimeout(e.ctx, claimWait)
+	defer cancel()
+	for {
+		old, err := e.nodes.store.Claimed(ctx, k.kind, k.name)
+		if err != nil {
+			return err
+		}
+		last := ownerOf(old)
+		switch {
+		case last == e.nodes.self && old.Epoch != 0:
+			return gs.own(e, key, durable)
+		case old.Epoch != 0 && e.nodes.Live(last):
+			return gs.wait(ctx, e, key)
+		case old.Epoch != 0:
+			if err := e.nodes.Over(ctx, last); err != nil {
+				return err
+			}
+		}
+		if _, _, err := e.nodes.store.Claim(ctx, k.kind, k.name, old, e.nodes.self.Node, e.nodes.self.Incarnation); err != nil {
+			return err
+		}
+	}
+}
+
+// wait returns when a group that another node owns is in the index here: the owner
+// may be about to make it.
+func (gs *groups) wait(ctx context.Context, e *Engine, key string) error {
+	for {
+		s := &e.sharing
+		s.mu.Lock()
+		_, ok := s.ids[key]
+		s.mu.Unlock()
+		if ok {
+			return nil
+		}
+		row, err := e.store.Session(ctx, persistence.Group, key)
+		switch {
+		case err == nil:
+			e.learn(key, row.ID)
+			return nil
+		case !errors.Is(err, herald.ErrNotFound):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(closeEvery):
+		}
+	}
+}
+
+// own opens a group that this node has claimed. gs.mu is held.
+func (gs *groups) own(e *Engine, key string, durable bool) error {
+	row, err := e.store.Session(e.ctx, persistence.Group, key)
+	switch {
+	case errors.Is(err, herald.ErrNotFound):
+		row = persistence.Session{ID: e.newSessionID(), Kind: persistence.Group, Name: key, Connected: e.now()}
+		if durable || e.durableGroup(nameOf(key), key) {
+			row.ExpiryInterval = never // shared.expiry after its last member left
+		}
+		if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{row}}); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	}
+	g := &group{key: key, filter: filterOf(key), row: row, waiting: true}
+	g.picker.Strategy = e.cfg.Shared.Strategy
+	g.core = session.NewGroup(row.ID, true)
+	g.core.Keep(e.cfg.Memory)
+	g.out = make(map[herald.ID]herald.SessionID)
+	s := &e.sharing
+	s.mu.Lock()
+	for _, m := range s.away[key] {
+		g.members = append(g.members, m)
+	}
+	s.ids[key], s.keys[row.ID] = row.ID, key
+	s.mu.Unlock()
+	gs.publish(e, g, true)
+	if h := e.handle(row.ID); h != nil { // as it stood there while others owned it
+		e.index.Unsubscribe(g.filter, h)
+		e.dropHandle(row.ID)
+	}
+	at, err := e.announce([]string{string(routeLive) + g.filter}, nil, [][]byte{appendGroup(eventGroup, row.ID, key)})
+	if err != nil {
+		e.log.Warn("announcing a shared group", errField(err))
+	}
+	e.errand(func() { gs.start(e, g, at) })
+	// A SUBACK that comes from it waits for everybody to have the group.
+	return e.settledRoutes(at)
+}
+
+func nameOf(key string) string { return key[:len(key)-len(filterOf(key))-1] }
+
+func appendGroup(kind byte, id herald.SessionID, key string) []byte {
+	return append(binary.BigEndian.AppendUint64([]byte{kind}, uint64(id)), key...)
+}
+
+// start lets a group deal when everything that is published for it comes here, what
+// was published before can be read, and it is known who holds what.
+func (gs *groups) start(e *Engine, g *group, at bridge.Position) {
+	for e.settledRoutes(at) != nil {
+		if e.stopping.Load() {
+			return
+		}
+	}
+	if !e.nodes.passed(e.quit, e.Clock()) {
+		return
+	}
+	for !e.stopping.Load() {
+		held, err := gs.askHeld(e, g)
+		if err == nil {
+			g.mu.Lock()
+			g.held, g.waiting = held, false
+			g.mu.Unlock()
+			gs.wakeSoon(e, g)
+			return
+		}
+		e.log.Warn("starting a shared group", errField(err))
+		select {
+		case <-e.quit:
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// askHeld collects what connected members hold of a group, here and elsewhere.
+func (gs *groups) askHeld(e *Engine, g *group) ([]persistence.Sent, error) {
+	s := &e.sharing
+	answers := make(chan heldAnswer, herald.MaxNode+1)
+	s.mu.Lock()
+	s.request++
+	request := s.request
+	s.asking[request] = answers
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.asking, request)
+		s.mu.Unlock()
+	}()
+	open := make(map[bridge.Peer]struct{})
+	for _, p := range e.nodes.peers() {
+		if e.nodes.Live(p.Peer) {
+			open[p.Peer] = struct{}{}
+			p.send(appendAskHeld(nil, request, g.row.ID), nil, 0)
+		}
+	}
+	held := e.heldHere(g.row.ID)
+	deadline := time.After(heldWait)
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for len(open) > 0 {
+		select {
+		case a := <-answers:
+			if _, ok := open[a.from]; ok {
+				delete(open, a.from)
+				held = append(held, a.held...)
+			}
+		case <-look.C:
+			for p := range open {
+				if !e.nodes.Live(p) {
+					delete(open, p)
+				}
+			}
+		case <-deadline:
+			return nil, herald.ErrUnavailable
+		case <-e.quit:
+			return nil, herald.ErrClosed
+		}
+	}
+	return held, nil
+}
+
+// heldHere is what clients of this node hold of a group.
+func (e *Engine) heldHere(group herald.SessionID) (held []persistence.Sent) {
+	e.clientsMu.RLock()
+	cs := make([]*client, 0, len(e.clients))
+	for _, c := range e.clients {
+		cs = append(cs, c)
+	}
+	e.clientsMu.RUnlock()
+	for _, c := range cs {
+		c.mu.Lock()
+		for _, id := range c.core.HeldOf(group) {
+			held = append(held, persistence.Sent{Session: c.h.id, ID: id, Source: group, Step: persistence.Published})
+		}
+		c.mu.Unlock()
+	}
+	return held
+}
+
+// elect has this node own the groups that have members here and no live owner.
+func (e *Engine) elect() {
+	s := &e.sharing
+	s.mu.Lock()
+	keys := make([]string, 0, len(s.here))
+	for key := range s.here {
+		keys = append(keys, key)
+	}
+	s.mu.Unlock()
+	gs := &e.groups
+	for _, key := range keys {
+		gs.mu.lock()
+		err := gs.ensure(e, key, false)
+		gs.mu.unlock()
+		if err != nil && e.ctx.Err() == nil {
+			e.log.Warn("claiming a shared group", errField(err))
+			continue
+		}
+		if g := gs.byKey(key); g != nil {
+			e.rejoin(g)
+		}
+	}
+}
+
+// rejoin makes the members that are connected here members of a group that this
+// node has come to own.
+func (e *Engine) rejoin(g *group) {
+	e.clientsMu.RLock()
+	cs := make([]*client, 0, len(e.clients))
+	for _, c := range e.clients {
+		cs = append(cs, c)
+	}
+	e.clientsMu.RUnlock()
+	for _, c := range cs {
+		c.mu.Lock()
+		var sub *subscription
+		if c.conn != nil {
+			for f, s := range c.subs {
+				if name, filter, shared, _ := herald.SplitShare(f); shared && name+"/"+filter == g.key {
+					sub = s
+				}
+			}
+		}
+		c.mu.Unlock()
+		if sub != nil {
+			g.enter(member{h: c.h, g: e.grants.of(topic.Options{QoS: sub.QoS, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier})})
+		}
+	}
+	e.groups.wakeSoon(e, g)
+}
+
+// emptied lets a group of this node expire that has no member any more, and keeps
+// one that has.
+func (gs *groups) emptied(e *Engine, key string) {
+	g := gs.byKey(key)
+	if g == nil {
+		return
+	}
+	e.errand(func() {
+		gs.mu.lock()
+		defer gs.mu.unlock()
+		s := &e.sharing
+		s.mu.Lock()
+		empty := len(s.rest[key]) == 0 && len(s.away[key]) == 0 && len(s.here[key]) == 0
+		s.mu.Unlock()
+		g.mu.Lock()
+		row := g.row
+		if empty == (row.Expires != 0) {
+			g.mu.Unlock()
+			return
+		}
+		row.Expires = 0
+		if empty {
+			row.Expires = e.now()
+			if row.ExpiryInterval == never {
+				row.Expires += e.cfg.Shared.Expiry.Milliseconds()
+			}
+		}
+		g.row = row
+		g.mu.Unlock()
+		if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{row}}); err != nil {
+			e.log.Error("storing a shared group", errField(err))
+		}
+	})
+}
+
+// dealAway sends message i of run to a member at another node.
+func (e *Engine) dealAway(g *group, m *member, run *wire.Run, i int, gr *session.Grant, src herald.SessionID) {
+	msg := run.Messages[i]
+	qos := min(m.g.QoS, gr.QoS)
+	if src != 0 {
+		m.out++
+		g.out[msg.ID] = m.h.id
+	}
+	m.at.send(appendDeal(nil, src, m.h.id, qos, m.g.Retain && gr.Retain, m.g.Identifiers, msg), nil, 0)
+}
+
+// dealt delivers what the owner of a group has dealt to a client here.
+func (e *Engine) dealt(p *peer, f *frame, w *listen.Worker) {
+	if f.group != 0 {
+		s := &e.sharing
+		s.mu.Lock()
+		s.dealers[f.group] = p.Peer
+		s.mu.Unlock()
+	}
+	m := f.messages[0]
+	delivered := false
+	if h := e.handle(f.session); h != nil {
+		if c := h.live.Load(); c != nil {
+			e.step(c, c.core, w, func(env session.Env, fx *session.Effects) {
+				delivered = true
+				if f.group != 0 && (f.grant.QoS == 0 || m.QoS == 0) {
+					fx.Settled = append(fx.Settled, session.Settled{Source: f.group, ID: m.ID})
+				}
+				c.core.Deliver(wire.MakeRun(f.messages), 0, 1, f.grant, f.group, env, fx)
+			})
+		}
+	}
+	if !delivered && f.group != 0 {
+		p.send(appendDone(nil, f.group, nil, []herald.ID{m.ID}), nil, 0)
+	}
+}
+
+// tellOwner tells the owner of a group what became of entries that clients here had.
+func (e *Engine) tellOwner(group herald.SessionID, settled, back []herald.ID) {
+	s := &e.sharing
+	s.mu.Lock()
+	to, ok := s.dealers[group]
+	key := s.keys[group]
+	s.mu.Unlock()
+	if !ok || !e.nodes.Live(to) {
+		c, err := e.nodes.store.Claimed(e.ctx, persistence.Group, key)
+		if err != nil {
+			e.log.Warn("looking for the owner of a shared group", errField(err))
+			return
+		}
+		to = ownerOf(c)
+	}
+	if to == e.nodes.self {
+		e.done(group, settled, back)
+		return
+	}
+	if e.nodes.Live(to) {
+		e.meet(to).send(appendDone(nil, group, settled, back), nil, 0)
+	}
+}
+
+// done takes what became of entries that members at another node had.
+func (e *Engine) done(id herald.SessionID, settled, back []herald.ID) {
+	g := e.groups.find(id)
+	if g == nil {
+		return // it has another owner, who has asked
+	}
+	g.mu.Lock()
+	for _, id := range settled {
+		g.returned(id)
+		g.core.Settled(id)
+	}
+	for _, id := range back {
+		g.returned(id)
+	}
+	g.core.TakeBack(back)
+	g.mu.Unlock()
+	e.groups.wakeSoon(e, g)
+}
+
+// returned notes that a member at another node has one less; g.mu is held.
+func (g *group) returned(id herald.ID) {
+	who, ok := g.out[id]
+	if !ok {
+		return
+	}
+	delete(g.out, id)
+	for i := range g.members {
+		if m := &g.members[i]; m.h.id == who && m.out > 0 {
+			m.out--
+		}
+	}
+}
+
+// bereave takes back what members had who were connected to a node that is dead,
+// but for what a durable one has begun at QoS 2 and goes on with.
+func (e *Engine) bereave(p *peer) {
+	for _, g := range e.groups.all() {
+		g.mu.Lock()
+		of := make(map[herald.SessionID][]herald.ID)
+		for _, m := range g.members {
+			if m.at == p {
+				of[m.h.id] = nil
+			}
+		}
+		for id, who := range g.out {
+			if ids, ok := of[who]; ok {
+				of[who] = append(ids, id)
+			}
+		}
+		g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.at == p })
+		g.mu.Unlock()
+		for who, ids := range of {
+			if len(ids) == 0 {
+				continue
+			}
+			win, err := e.store.Window(e.ctx, who)
+			if err != nil {
+				e.log.Error("reading what a member had begun", sessionField(who), errField(err))
+				continue
+			}
+			ids = slices.DeleteFunc(ids, func(id herald.ID) bool {
+				return slices.ContainsFunc(win.Sent, func(s persistence.Sent) bool { return s.Source == g.row.ID && s.ID == id })
+			})
+			e.done(g.row.ID, nil, ids)
+		}
+	}
+}
+
+// attendAll makes a client that has come a member of the groups that it shares.
+func (e *Engine) attendAll(c *client) error {
+	if !e.nodes.on() {
+		return nil
+	}
+	c.mu.Lock()
+	subs := make([]persistence.Subscription, 0, len(c.subs))
+	for _, s := range c.subs {
+		subs = append(subs, s.Subscription)
+	}
+	c.mu.Unlock()
+	for i := range subs {
+		if key, shared := shareKey(subs[i].Filter); shared {
+			if err := e.attend(c, key, &subs[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// shareKey is the key of the group that a filter names; shared is false for any
+// other filter.
+func shareKey(filter string) (key string, shared bool) {
+	name, f, shared, _ := herald.SplitShare(filter)
+	return name + "/" + f, shared
+}
