@@ -275,12 +275,8 @@ func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 			if len(entries) == 1 {
 				m = entries[0].Message
 			}
-			if g := e.groups.find(s.Source); g != nil {
-				g.mu.Lock()
-				if i := slices.IndexFunc(g.members, func(m member) bool { return m.h == c.h }); i >= 0 {
-					grant = g.members[i].g
-				}
-				g.mu.Unlock()
+			if key, ok := e.groups.keyOf(e, s.Source); ok {
+				grant = c.shareOf(key, grant)
 				if grant.QoS == 0 { // it was begun at more, before the subscription changed
 					g := *grant
 					g.QoS = 2
@@ -292,4 +288,16 @@ func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 			})
 		}
 	})
+}
+
+// shareOf is how the client shares a group, or other if it does not.
+func (c *client) shareOf(key string, other *session.Grant) *session.Grant {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for f, s := range c.subs {
+		if k, shared := shareKey(f); shared && k == key {
+			return c.e.grants.of(topic.Options{QoS: s.QoS, RetainAsPublished: s.RetainAsPublished, Identifier: s.Identifier})
+		}
+	}
+	return other
 }
