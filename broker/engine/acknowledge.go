@@ -63,6 +63,41 @@ func (c *client) underWay(weight int) {
 	c.waitLocked(weight)
 }
 
+// mayCommit tells whether a shipment may go to the store now; else it goes when
+// those before it are in.
+func (c *client) mayCommit(s *shipment) bool {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	switch {
+	case c.broken != nil:
+		s.err = c.broken
+		c.e.worker(c).put(s)
+		return false
+	case c.committing:
+		c.commits = append(c.commits, s)
+		return false
+	}
+	c.committing = true
+	return true
+}
+
+// nextCommit notes that a commit has ended, and returns the next shipment to be
+// committed, or, after an error, those that must not be.
+func (c *client) nextCommit(err error) (next *shipment, failed []*shipment) {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	if err != nil {
+		c.broken, failed, c.commits = err, c.commits, nil
+	}
+	if len(c.commits) == 0 {
+		c.committing = false
+		return nil, failed
+	}
+	next = c.commits[0]
+	c.commits = c.commits[1:]
+	return next, nil
+}
+
 // ready notes that s is committed, and returns it if it is the next to be
 // delivered.
 func (c *client) ready(s *shipment) *shipment {

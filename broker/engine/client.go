@@ -45,9 +45,14 @@ type client struct {
 	// delivered is how many at the head of the line only wait to be appended.
 	delivered int
 	unacked   int // QoS 1 publishes in line
-	weight    int // bytes under way
-	paused    bool
-	drained   chan struct{} // closed when line gets empty; nil if nobody waits
+	// Where batches are not atomic: what of line waits for the one before it to be
+	// committed, and the error after which nothing more is.
+	committing bool
+	commits    []*shipment
+	broken     error
+	weight     int // bytes under way
+	paused     bool
+	drained    chan struct{} // closed when line gets empty; nil if nobody waits
 
 	gone     chan struct{} // closed when the session is put away
 	attached atomic.Bool   // the CONNACK was sent

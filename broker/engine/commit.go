@@ -156,11 +156,35 @@ func (e *Engine) ship(s *shipment, w *listen.Worker) {
 	}
 	if c != nil {
 		c.enqueue(s)
+		if e.divided && !c.mayCommit(s) {
+			return
+		}
 	}
+	e.commitShipment(s)
+}
+
+// commitShipment sends a shipment to the store. Where batches are not atomic the
+// next one of the same client follows when it is in: did some of a later one stand
+// in an inbox, and nothing of an earlier one, and this node died, then a session
+// would get the later one first, which was never acknowledged, and the earlier one
+// when it is sent again.
+func (e *Engine) commitShipment(s *shipment) {
+	c := s.from
 	e.stats.Commits.Add(1)
 	e.store.Commit(&s.batch, func(err error) {
 		s.err = err
 		e.worker(c).put(s)
+		if c == nil || !e.divided {
+			return
+		}
+		next, failed := c.nextCommit(err)
+		for _, f := range failed {
+			f.err = err
+			e.worker(c).put(f)
+		}
+		if next != nil {
+			e.workers[0].call(func(*listen.Worker) { e.commitShipment(next) }) // Commit may block
+		}
 	})
 }
 

@@ -118,6 +118,7 @@ type Engine struct {
 	remote  *topic.Index[*remote] // what other nodes have announced
 	errands chan struct{}         // one taken by each that runs for another node or waits for one
 	loaded  atomic.Bool           // subscriptions were read
+	divided bool                  // the store's batches are not atomic
 
 	// receiver is that of the goroutine that takes what other nodes send.
 	receiver *listen.Worker
@@ -197,6 +198,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	e.routing.init()
 	e.trusts.init()
 	e.sharing.init()
+	_, e.divided = store.(persistence.Claimer)
 	if cfg.Cluster != nil {
 		e.nodes.init(cfg.Cluster, store.(persistence.Cluster))
 	}
