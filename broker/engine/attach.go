@@ -439,9 +439,7 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 		}
 	}
 	if !b.Empty() {
-		if err := e.commit(&b); err != nil {
-			e.log.Error("putting a session away", sessionField(c.h.id), errField(err))
-		}
+		e.commitSurely(&b, "putting a session away", c.h.id)
 	}
 	switch {
 	case will == nil:
@@ -515,6 +513,25 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 	e.dropHandle(row.ID)
 	e.queues.forget(row.ID)
 	return nil
+}
+
+// commitSurely commits a batch, however long the store is away: without it what a
+// member has of a shared group would be nobody's. It gives up when the engine stops.
+func (e *Engine) commitSurely(b *persistence.Batch, what string, id herald.SessionID) {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := e.commit(b)
+		if err == nil {
+			return
+		}
+		if wait == 50*time.Millisecond {
+			e.log.Error(what, sessionField(id), errField(err))
+		}
+		select {
+		case <-e.quit:
+			return
+		case <-time.After(wait):
+		}
+	}
 }
 
 // commit commits a batch and waits for it.

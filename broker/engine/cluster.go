@@ -58,6 +58,8 @@ type nodes struct {
 	known map[bridge.Peer]*peer
 	moved chan struct{} // closed and replaced when closed rises
 
+	wanted chan struct{} // of capacity 1: somebody waits to be told
+
 	list   atomic.Pointer[[]*peer] // known, for those who only look
 	closed atomic.Uint64           // the least of the peers' closed
 }
@@ -80,6 +82,9 @@ type peer struct {
 	gap    bool       // a frame that nobody waited for was lost
 	gapTo  herald.ID  // all that was lost lies at or below
 	told   herald.ID  // the newest closed time that it was told
+	toldAt time.Time
+	asked  herald.ID // it waits until it is told of this
+	asking herald.ID // the same, of it
 	routes map[string]struct{}
 
 	// What has arrived of it. shown: entries up to here may be taken from an inbox;
@@ -110,6 +115,7 @@ func (n *nodes) on() bool { return n.Cluster != nil }
 func (n *nodes) init(c Cluster, store persistence.Cluster) {
 	n.Cluster, n.store, n.self = c, store, c.Self()
 	n.known = make(map[bridge.Peer]*peer)
+	n.wanted = make(chan struct{}, 1)
 	n.moved = make(chan struct{})
 	n.closed.Store(math.MaxUint64)
 	n.list.Store(new([]*peer))
@@ -213,6 +219,9 @@ func (n *nodes) passed(quit <-chan struct{}, id herald.ID) bool {
 		n.mu.Unlock()
 		if herald.ID(n.closed.Load()) >= id {
 			return true
+		}
+		for _, p := range n.peers() {
+			p.ask(id)
 		}
 		select {
 		case <-moved:
@@ -405,32 +414,65 @@ func (e *Engine) Observe(id herald.ID) { e.observe(id) }
 const (
 	// closeEvery is how often a node tells the others its closed time.
 	closeEvery = 20 * time.Millisecond
+	// closeIdle is how often it does when nobody has published and nobody asks.
+	closeIdle = 500 * time.Millisecond
 )
 
 // tellClosed tells every peer how far this node is, until Stop.
 func (e *Engine) tellClosed() {
 	t := time.NewTicker(closeEvery)
 	defer t.Stop()
+	var before int64
 	for {
 		select {
 		case <-e.quit:
 			return
 		case <-t.C:
-			closed := e.flight.advance(e.ids, e.now())
-			for _, p := range e.nodes.peers() {
-				p.tell(closed)
-			}
+		case <-e.nodes.wanted:
 		}
+		n := e.stats.Received.Load()
+		closed := e.flight.advance(e.ids, e.now())
+		for _, p := range e.nodes.peers() {
+			p.tell(closed, n != before, time.Now())
+		}
+		before = n
+	}
+}
+
+// ask has the peer tell when its closed time has come to id.
+func (p *peer) ask(id herald.ID) {
+	p.mu.Lock()
+	ask := !p.over && p.closed < id && p.asking < id
+	if ask {
+		p.asking = id
+	}
+	p.mu.Unlock()
+	if ask {
+		p.send(appendClosed(nil, frameAsk, id), surely, 0)
+	}
+}
+
+// wants notes that the peer waits for closed time to come to id.
+func (p *peer) wants(id herald.ID) {
+	p.mu.Lock()
+	p.asked = max(p.asked, id)
+	p.mu.Unlock()
+	select {
+	case p.e.nodes.wanted <- struct{}{}:
+	default:
 	}
 }
 
 // tell tells the peer that everything up to closed was appended, or how far it has
 // to look itself after something was lost.
-func (p *peer) tell(closed herald.ID) {
+func (p *peer) tell(closed herald.ID, busy bool, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drainLocked()
 	if closed <= p.told || p.over || len(p.queue) > 0 {
+		return
+	}
+	if !busy && !p.gap && p.asked <= p.told && now.Sub(p.toldAt) < closeIdle {
 		return
 	}
 	kind := frameClosed
@@ -441,6 +483,6 @@ func (p *peer) tell(closed herald.ID) {
 		kind = frameLook
 	}
 	if p.e.nodes.AppendAsync(p.Peer, appendClosed(nil, kind, closed), nil) == nil {
-		p.told, p.gap = closed, false
+		p.told, p.toldAt, p.gap = closed, now, false
 	}
 }

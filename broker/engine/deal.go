@@ -52,7 +52,10 @@ func (g *group) loadLocked(e *Engine) error {
 	if err != nil {
 		return err
 	}
-	held := g.held
+	var held []persistence.Sent
+	for _, h := range g.held {
+		held = append(held, h.Sent)
+	}
 	for _, id := range g.durableMembers(e) {
 		mw, err := e.store.Window(e.ctx, id)
 		if err != nil {
@@ -67,7 +70,9 @@ func (g *group) loadLocked(e *Engine) error {
 	g.core.Load(win, held)
 	if g.out != nil {
 		for _, h := range g.held {
-			g.out[h.ID] = h.Session
+			if h.at != nil {
+				g.out[h.ID] = outside{h.Session, h.at}
+			}
 		}
 		g.held = nil
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/bridge"
@@ -55,6 +56,9 @@ func (e *Engine) forward(sh *shipment, r *routed, whom byte, s *scratch) {
 		return
 	}
 	msgs := r.run.Messages
+	if strings.HasPrefix(msgs[0].Topic, "$SYS/") {
+		return // each node's own
+	}
 	to := e.remoteTargets(s, []byte(msgs[0].Topic))
 	if len(to) == 0 {
 		return
@@ -227,6 +231,8 @@ func (e *Engine) receive(from bridge.Peer, frames [][]byte) {
 		case frameClosed:
 			p.reach(f.id)
 			e.nodes.sum()
+		case frameAsk:
+			p.wants(f.id)
 		case frameLook:
 			w.Flush()
 			e.look(p, f.id)
@@ -242,7 +248,7 @@ func (e *Engine) receive(from bridge.Peer, frames [][]byte) {
 			e.sharing.mu.Lock()
 			e.sharing.dealers[f.group] = from
 			e.sharing.mu.Unlock()
-			p.send(appendHeld(nil, f.request, f.group, e.heldHere(f.group)), nil, 0)
+			p.send(appendHeld(nil, f.request, f.group, e.heldHere(f.group)), surely, 0)
 		case frameHeld:
 			e.sharing.mu.Lock()
 			ch := e.sharing.asking[f.request]

@@ -26,6 +26,7 @@ func nodeField(p bridge.Peer) zap.Field {
 //	publish  whom, flags, publisher, topic, number of messages; of each
 //	         [ID] [expires] properties, payload
 //	closed   ID: every frame for what lies at or below was sent before
+//	ask      ID: tell when it is closed
 //	look     ID: some were lost; look at the inboxes
 //	release  request, kind, epoch, name: who asks wants to serve the session
 //	deal     group, session, how, identifiers, publish: for a member of a group
@@ -45,6 +46,7 @@ const (
 	frameDone
 	frameAskHeld
 	frameHeld
+	frameAsk
 )
 
 // To whom on the other node a publish goes.
@@ -267,7 +269,7 @@ func decodeFrame(b []byte) (f frame, err error) {
 	switch f.kind {
 	case framePublish:
 		f.publish(&r)
-	case frameClosed, frameLook:
+	case frameClosed, frameLook, frameAsk:
 		f.id = herald.ID(r.uint64())
 	case frameRelease:
 		f.request, f.subject, f.epoch = r.uint64(), persistence.Kind(r.byte()), r.uint64()

@@ -36,10 +36,10 @@ type group struct {
 	picker  topic.Picker
 	next    int // round robin: where the next turn begins
 	loaded  bool
-	waiting bool                           // of a cluster: not to be loaded yet (sharing.go)
-	held    []persistence.Sent             // what connected members hold, until it is loaded
-	out     map[herald.ID]herald.SessionID // dealt to members at other nodes
-	list    []topic.Member                 // of deal, kept for its memory
+	waiting bool                  // of a cluster: not to be loaded yet (sharing.go)
+	held    []heldBy              // what connected members hold, until it is loaded
+	out     map[herald.ID]outside // dealt to members at other nodes
+	list    []topic.Member        // of deal, kept for its memory
 	index   []int
 }
 

@@ -168,7 +168,7 @@ func (e *Engine) giveUp(to *peer, f *frame) {
 		e.log.Warn("giving a session up", nodeField(to.Peer), errField(err))
 		return // it asks again
 	}
-	to.send(appendGranted(nil, f.request, epoch), nil, 0)
+	to.send(appendGranted(nil, f.request, epoch), surely, 0)
 }
 
 // handOver ends what this node has of a session and makes another its owner.

@@ -52,8 +52,8 @@ type sharing struct {
 	keys    map[herald.SessionID]string
 	rest    map[string]map[herald.SessionID]struct{}
 	away    map[string]map[herald.SessionID]member
-	here    map[string]map[herald.SessionID]struct{} // members that are connected to this node
-	dealers map[herald.SessionID]bridge.Peer         // whose frames brought entries of a group
+	here    map[string]map[herald.SessionID]*handle // members that are connected to this node
+	dealers map[herald.SessionID]bridge.Peer        // whose frames brought entries of a group
 	asking  map[uint64]chan heldAnswer
 	request uint64
 }
@@ -63,12 +63,18 @@ type heldAnswer struct {
 	held []persistence.Sent
 }
 
+// heldBy is what connected members hold of a group, and at which node; nil: here.
+type heldBy struct {
+	at *peer
+	persistence.Sent
+}
+
 func (s *sharing) init() {
 	s.ids = make(map[string]herald.SessionID)
 	s.keys = make(map[herald.SessionID]string)
 	s.rest = make(map[string]map[herald.SessionID]struct{})
 	s.away = make(map[string]map[herald.SessionID]member)
-	s.here = make(map[string]map[herald.SessionID]struct{})
+	s.here = make(map[string]map[herald.SessionID]*handle)
 	s.dealers = make(map[herald.SessionID]bridge.Peer)
 	s.asking = make(map[uint64]chan heldAnswer)
 }
@@ -235,9 +241,9 @@ func (e *Engine) attend(c *client, key string, sub *persistence.Subscription) er
 	s := &e.sharing
 	s.mu.Lock()
 	if s.here[key] == nil {
-		s.here[key] = make(map[herald.SessionID]struct{})
+		s.here[key] = make(map[herald.SessionID]*handle)
 	}
-	s.here[key][c.h.id] = struct{}{}
+	s.here[key][c.h.id] = c.h
 	s.mu.Unlock()
 	if err := gs.ensure(e, key, c.core.Durable()); err != nil {
 		return err
@@ -341,7 +347,7 @@ func (gs *groups) own(e *Engine, key string, durable bool) error {
 	g.picker.Strategy = e.cfg.Shared.Strategy
 	g.core = session.NewGroup(row.ID, true)
 	g.core.Keep(e.cfg.Memory)
-	g.out = make(map[herald.ID]herald.SessionID)
+	g.out = make(map[herald.ID]outside)
 	s := &e.sharing
 	s.mu.Lock()
 	for _, m := range s.away[key] {
@@ -398,7 +404,7 @@ func (gs *groups) start(e *Engine, g *group, at bridge.Position) {
 }
 
 // askHeld collects what connected members hold of a group, here and elsewhere.
-func (gs *groups) askHeld(e *Engine, g *group) ([]persistence.Sent, error) {
+func (gs *groups) askHeld(e *Engine, g *group) ([]heldBy, error) {
 	s := &e.sharing
 	answers := make(chan heldAnswer, herald.MaxNode+1)
 	s.mu.Lock()
@@ -415,10 +421,13 @@ func (gs *groups) askHeld(e *Engine, g *group) ([]persistence.Sent, error) {
 	for _, p := range e.nodes.peers() {
 		if e.nodes.Live(p.Peer) {
 			open[p.Peer] = struct{}{}
-			p.send(appendAskHeld(nil, request, g.row.ID), nil, 0)
+			p.send(appendAskHeld(nil, request, g.row.ID), surely, 0)
 		}
 	}
-	held := e.heldHere(g.row.ID)
+	var held []heldBy
+	for _, h := range e.heldHere(g.row.ID) {
+		held = append(held, heldBy{nil, h})
+	}
 	deadline := time.After(heldWait)
 	look := time.NewTicker(100 * time.Millisecond)
 	defer look.Stop()
@@ -427,7 +436,10 @@ func (gs *groups) askHeld(e *Engine, g *group) ([]persistence.Sent, error) {
 		case a := <-answers:
 			if _, ok := open[a.from]; ok {
 				delete(open, a.from)
-				held = append(held, a.held...)
+				p := e.meet(a.from)
+				for _, h := range a.held {
+					held = append(held, heldBy{p, h})
+				}
 			}
 		case <-look.C:
 			for p := range open {
@@ -552,11 +564,13 @@ func (gs *groups) emptied(e *Engine, key string) {
 func (e *Engine) dealAway(g *group, m *member, run *wire.Run, i int, gr *session.Grant, src herald.SessionID) {
 	msg := run.Messages[i]
 	qos := min(m.g.QoS, gr.QoS)
+	var done func(error)
 	if src != 0 {
 		m.out++
-		g.out[msg.ID] = m.h.id
+		g.out[msg.ID] = outside{m.h.id, m.at}
+		done = surely
 	}
-	m.at.send(appendDeal(nil, src, m.h.id, qos, m.g.Retain && gr.Retain, m.g.Identifiers, msg), nil, 0)
+	m.at.send(appendDeal(nil, src, m.h.id, qos, m.g.Retain && gr.Retain, m.g.Identifiers, msg), done, 0)
 }
 
 // dealt delivers what the owner of a group has dealt to a client here.
@@ -569,7 +583,7 @@ func (e *Engine) dealt(p *peer, f *frame, w *listen.Worker) {
 	}
 	m := f.messages[0]
 	delivered := false
-	if h := e.handle(f.session); h != nil {
+	if h := e.memberHere(f.session); h != nil {
 		if c := h.live.Load(); c != nil {
 			e.step(c, c.core, w, func(env session.Env, fx *session.Effects) {
 				delivered = true
@@ -581,8 +595,22 @@ func (e *Engine) dealt(p *peer, f *frame, w *listen.Worker) {
 		}
 	}
 	if !delivered && f.group != 0 {
-		p.send(appendDone(nil, f.group, nil, []herald.ID{m.ID}), nil, 0)
+		p.send(appendDone(nil, f.group, nil, []herald.ID{m.ID}), surely, 0)
 	}
+}
+
+// memberHere finds a session that shares groups and is connected here; its handle is
+// not known otherwise if it ends with its connection.
+func (e *Engine) memberHere(id herald.SessionID) *handle {
+	s := &e.sharing
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, members := range s.here {
+		if h := members[id]; h != nil {
+			return h
+		}
+	}
+	return nil
 }
 
 // tellOwner tells the owner of a group what became of entries that clients here had.
@@ -605,9 +633,18 @@ func (e *Engine) tellOwner(group herald.SessionID, settled, back []herald.ID) {
 		return
 	}
 	if e.nodes.Live(to) {
-		e.meet(to).send(appendDone(nil, group, settled, back), nil, 0)
+		e.meet(to).send(appendDone(nil, group, settled, back), surely, 0)
 	}
 }
+
+// outside is who has an entry that was dealt to another node, and where it was then.
+type outside struct {
+	who herald.SessionID
+	at  *peer
+}
+
+// surely makes a frame wait for Redis rather than be lost.
+func surely(error) {}
 
 // done takes what became of entries that members at another node had.
 func (e *Engine) done(id herald.SessionID, settled, back []herald.ID) {
@@ -630,13 +667,13 @@ func (e *Engine) done(id herald.SessionID, settled, back []herald.ID) {
 
 // returned notes that a member at another node has one less; g.mu is held.
 func (g *group) returned(id herald.ID) {
-	who, ok := g.out[id]
+	o, ok := g.out[id]
 	if !ok {
 		return
 	}
 	delete(g.out, id)
 	for i := range g.members {
-		if m := &g.members[i]; m.h.id == who && m.out > 0 {
+		if m := &g.members[i]; m.h.id == o.who && m.out > 0 {
 			m.out--
 		}
 	}
@@ -648,14 +685,9 @@ func (e *Engine) bereave(p *peer) {
 	for _, g := range e.groups.all() {
 		g.mu.Lock()
 		of := make(map[herald.SessionID][]herald.ID)
-		for _, m := range g.members {
-			if m.at == p {
-				of[m.h.id] = nil
-			}
-		}
-		for id, who := range g.out {
-			if ids, ok := of[who]; ok {
-				of[who] = append(ids, id)
+		for id, o := range g.out {
+			if o.at == p {
+				of[o.who] = append(of[o.who], id)
 			}
 		}
 		g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.at == p })

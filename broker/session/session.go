@@ -221,6 +221,9 @@ func (s *Session) Detach(env Env, b *persistence.Batch) (back []Settled) {
 		switch {
 		case sl.state == staged && sl.ticket == 0 && !sl.dup && sl.src != 0:
 			back = append(back, Settled{Source: sl.src, ID: sl.id})
+		case s.durable && sl.state == staged && sl.src != 0:
+			// Nobody knows whether it was stored; the group counts on it.
+			b.Sent = append(b.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src, Step: persistence.Published})
 		case s.durable && sl.state == published && !sl.stored:
 			sl.stored = true
 			b.Sent = append(b.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src, Step: persistence.Published})
