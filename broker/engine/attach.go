@@ -35,6 +35,9 @@ func (e *Engine) Accept(conn Conn) (keepalive uint16, override, ok bool) {
 		conn.Shutdown()
 		return 0, false, false
 	}
+	if e.diverted(conn, &con) {
+		return 0, false, false
+	}
 	if con.HasAuth { // no method is known [MQTT-4.12.0-1]
 		conn.CloseAfter(nil, wire.AppendConnack(nil, con.Version, false, wire.ReasonAuthMethod, nil))
 		return 0, false, false

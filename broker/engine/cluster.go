@@ -75,12 +75,17 @@ type peer struct {
 	// waits for the frame.
 	live, waited *remote
 
-	status atomic.Pointer[membership.Status] // as last read
+	status  atomic.Pointer[membership.Status] // as last read
+	holding atomic.Int32                      // len(held)
 
 	mu     sync.Mutex // guards below
 	queue  []parcel   // frames that the bridge did not take, in order
+	// held is who waits for frames that the bridge keeps, by their first byte; nil:
+	// nobody any more.
+	held map[*byte]func(error)
 	gap    bool       // a frame that nobody waited for was lost
 	gapTo  herald.ID  // all that was lost lies at or below
+	fresh  bool       // it was sent something since it was told
 	told   herald.ID  // the newest closed time that it was told
 	toldAt time.Time
 	asked  herald.ID // it waits until it is told of this
@@ -107,6 +112,7 @@ type idRange struct{ first, last herald.ID }
 type parcel struct {
 	frame []byte
 	done  func(error)
+	kept  bool // nobody waits for it any more
 }
 
 func (n *nodes) on() bool { return n.Cluster != nil }
@@ -346,7 +352,7 @@ func (e *Engine) Status() membership.Status {
 	n := &e.nodes
 	s := membership.Status{
 		Closed: e.flight.advance(e.ids, e.now()), Bridge: n.Available(), Covered: make(map[uint16]herald.ID),
-		Leaving: e.refusing.Load(),
+		Leaving: e.refusing.Load() || e.diverting() != nil,
 	}
 	s.Clock = s.Closed
 	if last := e.flight.newest(); last > s.Clock {
@@ -370,6 +376,9 @@ func (e *Engine) Peers(live []membership.Peer) {
 		p.status.Store(&l.Status)
 		if !n.Available() || !l.Status.Bridge {
 			e.look(p, l.Status.Closed) // no frames tell how far it is
+			if l.Status.Leaving { // it waits for this
+				n.BeatNow()
+			}
 		}
 	}
 	e.left(live)
@@ -414,7 +423,7 @@ func (e *Engine) Observe(id herald.ID) { e.observe(id) }
 const (
 	// closeEvery is how often a node tells the others its closed time.
 	closeEvery = 20 * time.Millisecond
-	// closeIdle is how often it does when nobody has published and nobody asks.
+	// closeIdle is how often it does when it has sent nothing and nobody asks.
 	closeIdle = 500 * time.Millisecond
 )
 
@@ -422,7 +431,6 @@ const (
 func (e *Engine) tellClosed() {
 	t := time.NewTicker(closeEvery)
 	defer t.Stop()
-	var before int64
 	for {
 		select {
 		case <-e.quit:
@@ -430,12 +438,10 @@ func (e *Engine) tellClosed() {
 		case <-t.C:
 		case <-e.nodes.wanted:
 		}
-		n := e.stats.Received.Load()
 		closed := e.flight.advance(e.ids, e.now())
 		for _, p := range e.nodes.peers() {
-			p.tell(closed, n != before, time.Now())
+			p.tell(closed, time.Now())
 		}
-		before = n
 	}
 }
 
@@ -465,14 +471,14 @@ func (p *peer) wants(id herald.ID) {
 
 // tell tells the peer that everything up to closed was appended, or how far it has
 // to look itself after something was lost.
-func (p *peer) tell(closed herald.ID, busy bool, now time.Time) {
+func (p *peer) tell(closed herald.ID, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drainLocked()
 	if closed <= p.told || p.over || len(p.queue) > 0 {
 		return
 	}
-	if !busy && !p.gap && p.asked <= p.told && now.Sub(p.toldAt) < closeIdle {
+	if !p.fresh && !p.gap && p.asked <= p.told && now.Sub(p.toldAt) < closeIdle {
 		return
 	}
 	kind := frameClosed
@@ -483,6 +489,6 @@ func (p *peer) tell(closed herald.ID, busy bool, now time.Time) {
 		kind = frameLook
 	}
 	if p.e.nodes.AppendAsync(p.Peer, appendClosed(nil, kind, closed), nil) == nil {
-		p.told, p.toldAt, p.gap = closed, now, false
+		p.told, p.toldAt, p.gap, p.fresh = closed, now, false, false
 	}
 }

@@ -128,6 +128,8 @@ type Engine struct {
 	spillMu sync.Mutex    // serialises that
 	workers []*worker
 	claims  claims
+
+	diversion diversion
 	groups  groups
 	queues  queues
 	outbox  outbox
@@ -203,6 +205,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 		e.nodes.init(cfg.Cluster, store.(persistence.Cluster))
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.diversion.init(e.ctx)
 	e.flight.last = store.MaxID() // what a former life committed will not come again, nor anything below it
 	e.claims.m = make(map[string]*claim)
 	e.groups.init()

@@ -130,7 +130,7 @@ func (p *peer) send(frame []byte, done func(error), id herald.ID) {
 		return
 	}
 	p.drainLocked()
-	p.sendLocked(parcel{frame, done}, id)
+	p.sendLocked(parcel{frame: frame, done: done}, id)
 }
 
 func (p *peer) sendLocked(f parcel, id herald.ID) {
@@ -170,7 +170,8 @@ func (p *peer) appendLocked(f parcel) error {
 	return p.e.nodes.AppendAsync(p.Peer, f.frame, func(err error) {
 		switch {
 		case errors.Is(err, bridge.ErrHeld):
-			// It is on its way, and will be reported again.
+			p.hold(f) // it is on its way, and will be reported again
+		case p.released(f):
 		case errors.Is(err, bridge.ErrUnavailable): // given back: the oldest come first
 			p.mu.Lock()
 			p.queue = append(p.queue, f)

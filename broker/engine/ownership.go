@@ -216,18 +216,24 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64,
 // allReceived waits until every node has received the frames that were sent to it,
 // or has looked for what they were to tell of. That Redis has them is not enough: it
 // may lose them, and they come again later than what others send.
-func (e *Engine) allReceived() error {
+func (e *Engine) allReceived() error { return e.received(e.ctx) }
+
+// received is allReceived until ctx ends.
+func (e *Engine) received(ctx context.Context) error {
 	n := &e.nodes
 	last := e.flight.newest()
 	for {
-		ctx, cancel := context.WithTimeout(e.ctx, 500*time.Millisecond)
-		err := n.Received(ctx)
+		bound, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		err := n.Received(bound)
 		cancel()
 		if err == nil {
 			return nil
 		}
 		if errors.Is(err, herald.ErrClosed) || e.ctx.Err() != nil {
 			return herald.ErrClosed
+		}
+		if ctx.Err() != nil {
+			return err
 		}
 		covered := true
 		for _, p := range n.peers() {

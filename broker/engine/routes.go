@@ -209,7 +209,7 @@ func (e *Engine) announceFor(c *client, add, remove []string, events [][]byte) e
 		}
 	}
 	c.mu.Unlock()
-	return e.settledRoutes(at)
+	return e.settledWhile(e.patience(), at)
 }
 
 // withdraw takes the routes of a client back whose connection is gone.
@@ -250,11 +250,14 @@ func (e *Engine) announceEnd(id herald.SessionID, subs map[string]*subscription)
 }
 
 // settled waits until every live node has applied announcements up to at.
-func (e *Engine) settledRoutes(at bridge.Position) error {
+func (e *Engine) settledRoutes(at bridge.Position) error { return e.settledWhile(e.ctx, at) }
+
+// settledWhile is settledRoutes until ctx ends.
+func (e *Engine) settledWhile(ctx context.Context, at bridge.Position) error {
 	if !e.nodes.on() || at == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, routeWait)
+	ctx, cancel := context.WithTimeout(ctx, routeWait)
 	defer cancel()
 	return e.nodes.Settled(ctx, at)
 }

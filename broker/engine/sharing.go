@@ -366,7 +366,7 @@ func (gs *groups) own(e *Engine, key string, durable bool) error {
 	}
 	e.errand(func() { gs.start(e, g, at) })
 	// A SUBACK that comes from it waits for everybody to have the group.
-	return e.settledRoutes(at)
+	return e.settledWhile(e.patience(), at)
 }
 
 func nameOf(key string) string { return key[:len(key)-len(filterOf(key))-1] }
