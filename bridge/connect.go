@@ -132,6 +132,25 @@ func dial(o *redis.UniversalOptions, timeout time.Duration, tlsConfig *tls.Confi
 	return redis.NewUniversalClient(&c)
 }
 
+// Reach tells whether Redis answers, for who is not to begin anything before it does.
+// The error is one line with the address, and never shows a password.
+func Reach(ctx context.Context, rawURL string) error {
+	parsed, err := parseURL(rawURL)
+	if err != nil {
+		return fmt.Errorf("bridge: %w", err)
+	}
+	c := dial(parsed, time.Second, nil)
+	err = c.Ping(ctx).Err()
+	if refused := redis.Error(nil); errors.As(err, &refused) && !loading(err) {
+		err = nil // it answers; Open says what is wrong
+	}
+	_ = c.Close() // nothing was written
+	if err != nil {
+		return fmt.Errorf("bridge: redis %s: %w", parsed.Addrs[0], err)
+	}
+	return nil
+}
+
 // identity names the processes that serve the keys: a restart or a failover
 // changes it. It is empty where Redis does not tell.
 func identity(ctx context.Context, c redis.UniversalClient, keys ...string) (string, error) {

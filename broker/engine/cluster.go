@@ -78,15 +78,15 @@ type peer struct {
 	status  atomic.Pointer[membership.Status] // as last read
 	holding atomic.Int32                      // len(held)
 
-	mu     sync.Mutex // guards below
-	queue  []parcel   // frames that the bridge did not take, in order
+	mu    sync.Mutex // guards below
+	queue []parcel   // frames that the bridge did not take, in order
 	// held is who waits for frames that the bridge keeps, by their first byte; nil:
 	// nobody any more.
-	held map[*byte]func(error)
-	gap    bool       // a frame that nobody waited for was lost
-	gapTo  herald.ID  // all that was lost lies at or below
-	fresh  bool       // it was sent something since it was told
-	told   herald.ID  // the newest closed time that it was told
+	held   map[*byte]func(error)
+	gap    bool      // a frame that nobody waited for was lost
+	gapTo  herald.ID // all that was lost lies at or below
+	fresh  bool      // it was sent something since it was told
+	told   herald.ID // the newest closed time that it was told
 	toldAt time.Time
 	asked  herald.ID // it waits until it is told of this
 	asking herald.ID // the same, of it
@@ -376,7 +376,7 @@ func (e *Engine) Peers(live []membership.Peer) {
 		p.status.Store(&l.Status)
 		if !n.Available() || !l.Status.Bridge {
 			e.look(p, l.Status.Closed) // no frames tell how far it is
-			if l.Status.Leaving { // it waits for this
+			if l.Status.Leaving {      // it waits for this
 				n.BeatNow()
 			}
 		}

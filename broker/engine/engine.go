@@ -128,13 +128,13 @@ type Engine struct {
 	spillMu sync.Mutex    // serialises that
 	workers []*worker
 	claims  claims
-
-	diversion diversion
 	groups  groups
 	queues  queues
 	outbox  outbox
 	sys     sysTree
 	stats   Stats
+
+	diversion diversion
 
 	handlesMu sync.RWMutex
 	handles   map[herald.SessionID]*handle // of sessions with subscriptions or connections
