@@ -185,6 +185,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		return b.stop()
 	case <-lost:
 		b.serving.Store(false)
+		b.engine.Halt()
 		return errors.Join(ErrLost, b.stop())
 	}
 }

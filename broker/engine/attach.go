@@ -530,7 +530,7 @@ func (e *Engine) commitSurely(b *persistence.Batch, what string, id herald.Sessi
 			e.log.Error(what, sessionField(id), errField(err))
 		}
 		select {
-		case <-e.quit:
+		case <-e.life.Done():
 			return
 		case <-time.After(wait):
 		}

@@ -19,16 +19,16 @@ func (e *Engine) Died(m persistence.Member) error {
 		return fmt.Errorf("%w: starting", herald.ErrUnavailable)
 	}
 	began := e.now()
-	if err := e.nodes.store.Finish(e.ctx, m); err != nil {
+	if err := e.nodes.store.Finish(e.life, m); err != nil {
 		return err
 	}
-	if err := e.finishOutbox(e.ctx, outboxOf(m.Node)); err != nil {
+	if err := e.finishOutbox(e.life, outboxOf(m.Node)); err != nil {
 		return err
 	}
 	// Its clients have lost their connection without a DISCONNECT [MQTT-3.1.2-8].
 	var b persistence.Batch
 	outlives := make(map[herald.SessionID]uint32)
-	if err := e.store.ScanSessions(e.ctx, func(s persistence.Session) error {
+	if err := e.store.ScanSessions(e.life, func(s persistence.Session) error {
 		if s.Kind == persistence.Client && s.Node == m.Node && s.Life <= m.Life && s.Life != 0 && s.Disconnected == 0 {
 			outlives[s.ID] = s.ExpiryInterval
 			b.Sessions = append(b.Sessions, disconnected(s, began))
@@ -71,7 +71,7 @@ func disconnected(s persistence.Session, at int64) persistence.Session {
 
 // adopted are the wills that a life had in its care, as they are in this node's.
 func (e *Engine) adopted(node uint16, life uint64, at int64, outlives map[herald.SessionID]uint32) ([]persistence.Will, error) {
-	all, err := e.store.Wills(e.ctx, math.MaxInt64, true, math.MaxInt)
+	all, err := e.store.Wills(e.life, math.MaxInt64, true, math.MaxInt)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (e *Engine) adoptOrphans(now int64) {
 		return
 	}
 	e.orphansAt = now
-	wills, err := e.store.Wills(e.ctx, now, false, expireAtOnce)
+	wills, err := e.store.Wills(e.life, now, false, expireAtOnce)
 	if err != nil {
 		e.log.Warn("reading wills", errField(err))
 		return

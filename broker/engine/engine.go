@@ -205,6 +205,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 		e.nodes.init(cfg.Cluster, store.(persistence.Cluster))
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.life, e.endLife = context.WithCancel(e.ctx)
 	e.diversion.init(e.ctx)
 	e.flight.last = store.MaxID() // what a former life committed will not come again, nor anything below it
 	e.claims.m = make(map[string]*claim)
@@ -247,6 +248,10 @@ func (e *Engine) Start(ctx context.Context) error {
 	return nil
 }
 
+// Halt ends what waits for the store or for other nodes, because this node's life is
+// over: nothing that it does has an effect any more. Stop follows.
+func (e *Engine) Halt() { e.endLife() }
+
 // Stop ends what runs in the background, after the connections were closed. It
 // returns when everything that was accepted is committed, or, with some of it
 // left for the next start to find, when ctx ends.
@@ -254,6 +259,7 @@ func (e *Engine) Stop(ctx context.Context) {
 	if !e.stopping.CompareAndSwap(false, true) {
 		return
 	}
+	e.endLife()
 	close(e.quit)
 	e.flight.pass(ctx)
 	e.outbox.end()

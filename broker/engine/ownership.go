@@ -188,7 +188,7 @@ func (e *Engine) handOver(to *peer, k ownerKey) (epoch uint64, err error) {
 
 func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64, err error) {
 	n := &e.nodes
-	old, err := n.store.Claimed(e.ctx, k.kind, k.name)
+	old, err := n.store.Claimed(e.life, k.kind, k.name)
 	if err != nil {
 		return 0, err
 	}
@@ -203,7 +203,7 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64,
 		return 0, err
 	}
 	e.owners.drop(k)
-	now, won, err := n.store.Claim(e.ctx, k.kind, k.name, old, to.Node, to.Incarnation)
+	now, won, err := n.store.Claim(e.life, k.kind, k.name, old, to.Node, to.Incarnation)
 	switch {
 	case err != nil:
 		return 0, err
@@ -216,7 +216,7 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64,
 // allReceived waits until every node has received the frames that were sent to it,
 // or has looked for what they were to tell of. That Redis has them is not enough: it
 // may lose them, and they come again later than what others send.
-func (e *Engine) allReceived() error { return e.received(e.ctx) }
+func (e *Engine) allReceived() error { return e.received(e.life) }
 
 // received is allReceived until ctx ends.
 func (e *Engine) received(ctx context.Context) error {
@@ -229,7 +229,7 @@ func (e *Engine) received(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, herald.ErrClosed) || e.ctx.Err() != nil {
+		if errors.Is(err, herald.ErrClosed) || e.life.Err() != nil {
 			return herald.ErrClosed
 		}
 		if ctx.Err() != nil {
@@ -249,7 +249,7 @@ func (e *Engine) received(ctx context.Context) error {
 // dropWill takes a delayed will out of this node's care: who has the session now
 // finds its row.
 func (e *Engine) dropWill(name string) {
-	row, err := e.store.Session(e.ctx, persistence.Client, name)
+	row, err := e.store.Session(e.life, persistence.Client, name)
 	if err == nil {
 		e.wills.take(row.ID)
 	}
@@ -265,7 +265,7 @@ func (e *Engine) secure(name string) (died bool, err error) {
 		return false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
 	}
 	began := time.Now()
-	if died, err = e.claim(e.ctx, ownerKey{persistence.Client, name}); err != nil {
+	if died, err = e.claim(e.life, ownerKey{persistence.Client, name}); err != nil {
 		e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
 		return false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
 	}
@@ -282,7 +282,7 @@ func (e *Engine) errand(f func()) {
 		defer e.bg.Done()
 		select {
 		case e.errands <- struct{}{}:
-		case <-e.ctx.Done():
+		case <-e.life.Done():
 			return
 		}
 		defer func() { <-e.errands }()

@@ -250,7 +250,7 @@ func (e *Engine) announceEnd(id herald.SessionID, subs map[string]*subscription)
 }
 
 // settled waits until every live node has applied announcements up to at.
-func (e *Engine) settledRoutes(at bridge.Position) error { return e.settledWhile(e.ctx, at) }
+func (e *Engine) settledRoutes(at bridge.Position) error { return e.settledWhile(e.life, at) }
 
 // settledWhile is settledRoutes until ctx ends.
 func (e *Engine) settledWhile(ctx context.Context, at bridge.Position) error {
@@ -342,8 +342,8 @@ func (e *Engine) Replace(from bridge.Peer, routes []string) {
 	if !e.loaded.Load() {
 		return // it is about to be read
 	}
-	for e.ctx.Err() == nil {
-		n, err := e.scanSubscriptions(e.ctx)
+	for e.life.Err() == nil {
+		n, err := e.scanSubscriptions(e.life)
 		if err == nil {
 			e.log.Info("announcements were missed; subscriptions read again", nodeField(from), zap.Int("subscriptions", n))
 			break

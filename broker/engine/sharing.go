@@ -277,7 +277,7 @@ func (gs *groups) ensure(e *Engine, key string, durable bool) error {
 		return nil
 	}
 	k := ownerKey{persistence.Group, key}
-	ctx, cancel := context.WithTimeout(e.ctx, claimWait)
+	ctx, cancel := context.WithTimeout(e.life, claimWait)
 	defer cancel()
 	for {
 		old, err := e.nodes.store.Claimed(ctx, k.kind, k.name)
@@ -330,7 +330,7 @@ func (gs *groups) wait(ctx context.Context, e *Engine, key string) error {
 
 // own opens a group that this node has claimed. gs.mu is held.
 func (gs *groups) own(e *Engine, key string, durable bool) error {
-	row, err := e.store.Session(e.ctx, persistence.Group, key)
+	row, err := e.store.Session(e.life, persistence.Group, key)
 	switch {
 	case errors.Is(err, herald.ErrNotFound):
 		row = persistence.Session{ID: e.newSessionID(), Kind: persistence.Group, Name: key, Connected: e.now()}
@@ -488,7 +488,7 @@ func (e *Engine) elect() {
 		gs.mu.lock()
 		err := gs.ensure(e, key, false)
 		gs.mu.unlock()
-		if err != nil && e.ctx.Err() == nil {
+		if err != nil && e.life.Err() == nil {
 			e.log.Warn("claiming a shared group", errField(err))
 			continue
 		}
@@ -621,7 +621,7 @@ func (e *Engine) tellOwner(group herald.SessionID, settled, back []herald.ID) {
 	key := s.keys[group]
 	s.mu.Unlock()
 	if !ok || !e.nodes.Live(to) {
-		c, err := e.nodes.store.Claimed(e.ctx, persistence.Group, key)
+		c, err := e.nodes.store.Claimed(e.life, persistence.Group, key)
 		if err != nil {
 			e.log.Warn("looking for the owner of a shared group", errField(err))
 			return
@@ -696,7 +696,7 @@ func (e *Engine) bereave(p *peer) {
 			if len(ids) == 0 {
 				continue
 			}
-			win, err := e.store.Window(e.ctx, who)
+			win, err := e.store.Window(e.life, who)
 			if err != nil {
 				e.log.Error("reading what a member had begun", sessionField(who), errField(err))
 				continue
