@@ -144,6 +144,8 @@ type Engine struct {
 
 	wills     delayedWills
 	orphansAt int64           // when wills were looked through last (housekeep)
+	life      context.Context // ends when Stop or Halt is called: what waits for others ends
+	endLife   context.CancelFunc
 	ctx       context.Context // ends with Stop
 	cancel    context.CancelFunc
 	stopping  atomic.Bool
