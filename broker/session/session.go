@@ -224,6 +224,10 @@ func (s *Session) Detach(env Env, b *persistence.Batch) (back []Settled) {
 		case s.durable && sl.state == staged && sl.src != 0:
 			// Nobody knows whether it was stored; the group counts on it.
 			b.Sent = append(b.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src, Step: persistence.Published})
+		case s.durable && sl.state == receipt:
+			// The mark says that it is settled, and whether this was stored nobody knows:
+			// the client is to get its PUBREL.
+			b.Sent = append(b.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src, Step: persistence.Released})
 		case s.durable && sl.state == published && !sl.stored:
 			sl.stored = true
 			b.Sent = append(b.Sent, persistence.Sent{Session: s.id, PacketID: sl.pid, ID: sl.id, Source: sl.src, Step: persistence.Published})
