@@ -193,6 +193,23 @@ func (c *Cluster) Signal(i int, sig syscall.Signal) error {
 	return syscall.Kill(n.pid, sig)
 }
 
+// PIDs are the numbers of the nodes' processes that run; none if the server is
+// somebody else's.
+func (c *Cluster) PIDs() []int {
+	if c.Given() {
+		return nil
+	}
+	var pids []int
+	for _, n := range c.nodes {
+		n.mu.Lock()
+		if n.pid != 0 {
+			pids = append(pids, n.pid)
+		}
+		n.mu.Unlock()
+	}
+	return pids
+}
+
 // Restart starts a node that is not running and waits until it answers.
 func (c *Cluster) Restart(ctx context.Context, i int) error {
 	if c.Given() {

@@ -247,6 +247,16 @@ func (p *Process) Stop() error {
 	return p.end(syscall.SIGTERM)
 }
 
+// PID is the number of the process that was started last; 0 if none was.
+func (p *Process) PID() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
 // Signal sends any signal to a process that runs.
 func (p *Process) Signal(sig os.Signal) error {
 	p.mu.Lock()

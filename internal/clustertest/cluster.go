@@ -35,6 +35,8 @@ type Options struct {
 	Dir string
 	// Extra is YAML that is appended to each broker's configuration.
 	Extra string
+	// Env is added to each broker's environment.
+	Env []string
 	// Ahead shifts brokers' clocks, by number.
 	Ahead map[int]time.Duration
 	// MQTT and Admin are the brokers' ports; nil: free ones.
@@ -205,6 +207,7 @@ func (c *Cluster) addNode(i int) error {
 		Path: c.opts.Binary, Args: []string{"serve", "--config", config}, Dir: dir,
 		Addr: mqtt, URL: "http://" + n.admin + "/readyz", Log: log,
 	}
+	n.Env = append(n.Env, c.opts.Env...)
 	if ahead := c.opts.Ahead[i]; ahead != 0 {
 		n.Env = append(n.Env, "HERALD_TEST_CLOCK_AHEAD="+ahead.String())
 	}
