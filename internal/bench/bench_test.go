@@ -17,13 +17,13 @@ import (
 
 func outcome(name string, value, cpu float64) Outcome {
 	o := Outcome{Broker: name, Samples: []Sample{{Value: value, CPU: cpu}}}
-	o.summarize()
+	o.Summarize()
 	return o
 }
 
 func failed(name string) Outcome {
 	o := Outcome{Broker: name, Samples: []Sample{{Value: 1e9, CPU: 0.001}}, Errors: []string{"stalled: 3 lost"}}
-	o.summarize()
+	o.Summarize()
 	return o
 }
 
@@ -33,7 +33,7 @@ func TestMedianOfRounds(t *testing.T) {
 		{Value: 1, CPU: 3, Extra: map[string]float64{"p99_ms": 7}},
 		{Value: 2, CPU: 2, Extra: map[string]float64{"p99_ms": 8}},
 	}}
-	o.summarize()
+	o.Summarize()
 	if m := o.Median; !o.OK || m.Value != 2 || m.CPU != 2 || m.Extra["p99_ms"] != 8 {
 		t.Errorf("%+v", o)
 	}
@@ -170,7 +170,7 @@ func TestFaultsAreErrors(t *testing.T) {
 
 func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 0.1234: "0.123", 12.345: "12.35", 999.6: "1,000", 1234567: "1,234,567", -2.5: "-2.50"} {
-		if got := number(v); got != want {
+		if got := Number(v); got != want {
 			t.Errorf("%v is printed as %s, want %s", v, got, want)
 		}
 	}

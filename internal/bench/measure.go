@@ -18,6 +18,16 @@ import (
 // A run with lost, reordered or downgraded messages is an error, as is a
 // duplicate at QoS 0 and 2; the sample is filled in all the same.
 func Measure(ctx context.Context, c load.Config, pid int) (Sample, *load.Result, error) {
+	if pid == 0 {
+		return MeasureAll(ctx, c, nil, nil)
+	}
+	return MeasureAll(ctx, c, []int{pid}, nil)
+}
+
+// MeasureAll is Measure for several processes that together are the broker, and
+// helpers: what they rest on, by name. Their processors go into the sample's Extra as
+// NAME_cores and do not count as the broker's.
+func MeasureAll(ctx context.Context, c load.Config, pids []int, helpers map[string][]int) (Sample, *load.Result, error) {
 	var use [2]usage
 	var useErr error
 	c.Measure = func(begin bool) {
@@ -26,7 +36,7 @@ func Measure(ctx context.Context, c load.Config, pid int) (Sample, *load.Result,
 			i = 0
 		}
 		var err error
-		if use[i], err = readUsage(pid); err != nil {
+		if use[i], err = readUsage(pids, helpers); err != nil {
 			useErr = err
 		}
 	}
@@ -44,9 +54,15 @@ func Measure(ctx context.Context, c load.Config, pid int) (Sample, *load.Result,
 		seconds := result.Interval.Seconds()
 		broker, own, all := use[1].broker-use[0].broker, use[1].own-use[0].own, use[1].all-use[0].all
 		s.Extra["generator_cores"] = own.Seconds() / seconds
-		if pid != 0 {
+		known := own + broker
+		for name := range helpers {
+			d := use[1].helpers[name] - use[0].helpers[name]
+			s.Extra[name+"_cores"] = d.Seconds() / seconds
+			known += d
+		}
+		if len(pids) > 0 {
 			s.Extra["broker_cores"] = broker.Seconds() / seconds
-			s.Extra["other_cores"] = max(0, (all-own-broker).Seconds()/seconds)
+			s.Extra["other_cores"] = max(0, (all-known).Seconds()/seconds)
 			if result.IntervalDelivered > 0 {
 				s.CPU = broker.Seconds() * 1e6 / float64(result.IntervalDelivered)
 			}
@@ -80,18 +96,38 @@ func faults(qos byte, r *load.Result) error {
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // usage is processor time at a moment: of the broker, of this process, of the
-// whole machine.
-type usage struct{ broker, own, all time.Duration }
+// whole machine, of what the broker rests on.
+type usage struct {
+	broker, own, all time.Duration
+	helpers          map[string]time.Duration
+}
 
-func readUsage(pid int) (u usage, err error) {
+func readUsage(pids []int, helpers map[string][]int) (u usage, err error) {
 	if u.own, err = proc.CPU(os.Getpid()); err != nil {
 		return u, err
 	}
-	if u.all, err = proc.Busy(); err != nil || pid == 0 {
+	if u.all, err = proc.Busy(); err != nil {
 		return u, err
 	}
-	u.broker, err = proc.CPU(pid)
+	u.helpers = make(map[string]time.Duration)
+	for name, of := range helpers {
+		if u.helpers[name], err = cpuOf(of); err != nil {
+			return u, err
+		}
+	}
+	u.broker, err = cpuOf(pids)
 	return u, err
+}
+
+func cpuOf(pids []int) (sum time.Duration, err error) {
+	for _, pid := range pids {
+		t, err := proc.CPU(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += t
+	}
+	return sum, nil
 }
 
 // runLoad makes the measurement of a row out of one run of the generator.

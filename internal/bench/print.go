@@ -14,13 +14,13 @@ import (
 	"github.com/herald-mqtt/herald/internal/bench/load"
 )
 
-// number prints a figure with three digits that count, thousands apart.
-func number(v float64) string {
+// Number prints a figure with three digits that count, thousands apart.
+func Number(v float64) string {
 	switch {
 	case v == 0:
 		return "0"
 	case v < 0:
-		return "-" + number(-v)
+		return "-" + Number(-v)
 	case v < 1:
 		return strconv.FormatFloat(v, 'f', 3, 64)
 	case v < 100:
@@ -33,15 +33,15 @@ func number(v float64) string {
 	return s
 }
 
-// describe is a sample on one line.
-func describe(s Sample, unit string) string {
+// Describe is a sample on one line.
+func Describe(s Sample, unit string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s", number(s.Value), unit)
+	fmt.Fprintf(&b, "%s %s", Number(s.Value), unit)
 	if s.CPU > 0 {
-		fmt.Fprintf(&b, ", CPU %s µs/msg", number(s.CPU))
+		fmt.Fprintf(&b, ", CPU %s µs/msg", Number(s.CPU))
 	}
 	for _, k := range slices.Sorted(maps.Keys(s.Extra)) {
-		fmt.Fprintf(&b, ", %s %s", k, number(s.Extra[k]))
+		fmt.Fprintf(&b, ", %s %s", k, Number(s.Extra[k]))
 	}
 	return b.String()
 }
@@ -65,12 +65,12 @@ func (r RowReport) Print(w io.Writer) error {
 		}
 		cpu, by := "-", "-"
 		if o.Median.CPU > 0 {
-			cpu = number(o.Median.CPU)
+			cpu = Number(o.Median.CPU)
 		}
 		if bestValue > 0 {
 			by = strconv.FormatFloat(o.Median.Value/bestValue, 'f', 2, 64)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t\n", o.Broker, number(o.Median.Value), cpu, by)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t\n", o.Broker, Number(o.Median.Value), cpu, by)
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -97,9 +97,9 @@ func (v Verdict) String() string {
 	case v.Got == nil:
 		return "not measured: " + v.Goal
 	case v.Met:
-		return fmt.Sprintf("met %s: %s", v.Goal, number(*v.Got))
+		return fmt.Sprintf("met %s: %s", v.Goal, Number(*v.Got))
 	}
-	return fmt.Sprintf("MISSED %s: %s", v.Goal, number(*v.Got))
+	return fmt.Sprintf("MISSED %s: %s", v.Goal, Number(*v.Got))
 }
 
 // Print writes the summary: one line per row.
@@ -129,7 +129,7 @@ func (r *Report) Print(w io.Writer) error {
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Name, row.Unit,
 			shown(herald, herald.Median.Value), shown(peer, peer.Median.Value), row.Best,
-			number(row.Ratio), shown(herald, herald.Median.CPU), shown(peer, peer.Median.CPU), strings.Join(goals, "; "))
+			Number(row.Ratio), shown(herald, herald.Median.CPU), shown(peer, peer.Median.CPU), strings.Join(goals, "; "))
 	}
 	return tw.Flush()
 }
@@ -138,7 +138,7 @@ func shown(o Outcome, v float64) string {
 	if !o.OK || v == 0 {
 		return "-"
 	}
-	return number(v)
+	return Number(v)
 }
 
 // PrintSample writes the outcome of one run against one broker.
@@ -147,11 +147,11 @@ func PrintSample(w io.Writer, s Sample, r *load.Result) error {
 latency      p50 %v  p99 %v  max %v
 faults       lost %d  duplicates %d  reordered %d  wrong QoS %d  foreign %d  bad acknowledgements %d
 generator    %.2f processors
-`, number(s.Value), r.IntervalDelivered, r.Interval.Seconds(), r.IntervalPublished,
+`, Number(s.Value), r.IntervalDelivered, r.Interval.Seconds(), r.IntervalPublished,
 		r.Latency[0].Quantile(0.5), r.Latency[0].Quantile(0.99), r.Latency[0].Max(),
 		r.Lost, r.Duplicates, r.Reordered, r.WrongQoS, r.Foreign, r.BadAcks, s.Extra["generator_cores"])
 	if err == nil && s.CPU > 0 {
-		_, err = fmt.Fprintf(w, "broker       %.2f processors, %s µs per message\n", s.Extra["broker_cores"], number(s.CPU))
+		_, err = fmt.Fprintf(w, "broker       %.2f processors, %s µs per message\n", s.Extra["broker_cores"], Number(s.CPU))
 	}
 	return err
 }

@@ -91,8 +91,8 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// summarize fills in Median and OK from Samples and Errors.
-func (o *Outcome) summarize() {
+// Summarize fills in Median and OK from Samples and Errors.
+func (o *Outcome) Summarize() {
 	o.OK = len(o.Samples) > 0 && len(o.Errors) == 0
 	var values, cpu []float64
 	extra := map[string][]float64{}

@@ -167,7 +167,7 @@ func (r *Report) row(ctx context.Context, row Row, env *Env, o Options) RowRepor
 				continue
 			}
 			report.Outcomes[i].Samples = append(report.Outcomes[i].Samples, s)
-			o.Progress(line + describe(s, row.Unit))
+			o.Progress(line + Describe(s, row.Unit))
 		}
 	}
 	report.conclude(row)
@@ -196,7 +196,7 @@ func (r *RowReport) conclude(row Row) {
 	peers := map[string]Outcome{}
 	var herald Outcome
 	for i := range r.Outcomes {
-		r.Outcomes[i].summarize()
+		r.Outcomes[i].Summarize()
 		if o := r.Outcomes[i]; o.Broker == peer.Herald {
 			herald = o
 		} else {

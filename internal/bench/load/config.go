@@ -24,6 +24,7 @@ const (
 // i mod Topics, subscriber j subscribes to topic j mod Topics.
 type Config struct {
 	Target   string // host:port of the broker, TCP
+	From     string // host:port at which publishers connect; empty: Target
 	Protocol byte   // 4 (MQTT 3.1.1, the default) or 5
 	QoS      byte   // of publishes and subscriptions
 
@@ -65,6 +66,9 @@ func (c *Config) complete() error {
 	def(&c.Payload, 64)
 	def(&c.Window, 1000)
 	def(&c.Threads, 1)
+	if c.From == "" {
+		c.From = c.Target
+	}
 	if c.Protocol == 0 {
 		c.Protocol = 4
 	}

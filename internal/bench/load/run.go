@@ -100,17 +100,29 @@ func (r *runner) connect(ctx context.Context) error {
 		l.rate = c.Rate / 1e9 * float64(len(l.pubs)) / float64(c.Publishers)
 	}
 	var addErr error
-	est := Establish{Target: c.Target, Protocol: c.Protocol}
-	err := est.Run(ctx, len(r.conns), r.session, func(m Made) {
-		c := r.conns[m.Index]
-		if c.pub != nil {
-			c.pub.receive = m.ReceiveMaximum
-		}
-		if err := owner[c.flow].add(c, m.FD, m.Rest); err != nil {
-			addErr = err
-		}
+	err := r.eachEnd(func(target string, first, n int) error {
+		est := Establish{Target: target, Protocol: c.Protocol}
+		return est.Run(ctx, n, func(i int) Session { return r.session(first + i) }, func(m Made) {
+			c := r.conns[first+m.Index]
+			if c.pub != nil {
+				c.pub.receive = m.ReceiveMaximum
+			}
+			if err := owner[c.flow].add(c, m.FD, m.Rest); err != nil {
+				addErr = err
+			}
+		})
 	})
 	return errors.Join(err, addErr)
+}
+
+// eachEnd calls f for the subscribers and then for the publishers: with where they
+// connect, and which connections they are.
+func (r *runner) eachEnd(f func(target string, first, n int) error) error {
+	c := r.config
+	if err := f(c.Target, 0, c.Subscribers); err != nil {
+		return err
+	}
+	return f(c.From, c.Subscribers, c.Publishers)
 }
 
 func (r *runner) session(i int) Session {
@@ -123,10 +135,12 @@ func (r *runner) session(i int) Session {
 
 // forget removes the durable sessions of the run from the broker.
 func (r *runner) forget(ctx context.Context) error {
-	est := Establish{Target: r.config.Target, Protocol: r.config.Protocol, Leave: true}
-	return est.Run(ctx, len(r.conns), func(i int) Session {
-		return Session{ClientID: fmt.Sprintf("%s-%d", r.tag, i), Clean: true}
-	}, nil)
+	return r.eachEnd(func(target string, first, n int) error {
+		est := Establish{Target: target, Protocol: r.config.Protocol, Leave: true}
+		return est.Run(ctx, n, func(i int) Session {
+			return Session{ClientID: fmt.Sprintf("%s-%d", r.tag, first+i), Clean: true}
+		}, nil)
+	})
 }
 
 func (r *runner) totals() (delivered, published uint64) {

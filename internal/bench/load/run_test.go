@@ -56,6 +56,23 @@ func TestEverythingArrives(t *testing.T) {
 	}
 }
 
+// Publishers and subscribers may be at different brokers: what is published at one
+// that nothing leaves is lost.
+func TestFromAnotherBroker(t *testing.T) {
+	to, from := newFakeBroker(t, nil), newFakeBroker(t, nil)
+	c := small(to.addr(), 0)
+	c.From = from.addr()
+	r, err := Run(t.Context(), c)
+	var stall *StallError
+	if !errors.As(err, &stall) || r.Published == 0 || r.Delivered != 0 {
+		t.Fatalf("%v, result %+v", err, r)
+	}
+	c.Target, c.From = from.addr(), from.addr()
+	if r, err = Run(t.Context(), c); err != nil || r.Delivered != 6000 {
+		t.Fatalf("%v, result %+v", err, r)
+	}
+}
+
 func TestByTime(t *testing.T) {
 	c := small(newFakeBroker(t, nil).addr(), 1)
 	c.Count, c.Warmup, c.Duration = 0, 20*time.Millisecond, 100*time.Millisecond

@@ -10,8 +10,8 @@ import (
 )
 
 // configure writes the configuration of a broker into dir and returns its
-// arguments. ports are free addresses, the first is for MQTT.
-func (p Peer) configure(dir string, ports []string) ([]string, error) {
+// arguments. ports are free addresses, the first is for MQTT; more is appended.
+func (p Peer) configure(dir string, ports []string, more string) ([]string, error) {
 	var name, text string
 	var args []string
 	switch p.Name {
@@ -31,7 +31,7 @@ func (p Peer) configure(dir string, ports []string) ([]string, error) {
 		return nil, fmt.Errorf("%s: no configuration is known", p.Name)
 	}
 	file := filepath.Join(dir, name)
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(text+more), 0o644); err != nil {
 		return nil, err
 	}
 	return append(args, file), nil
@@ -70,6 +70,19 @@ max_queued_bytes 0
 max_connections -1
 set_tcp_nodelay true
 `, port, host)
+}
+
+// mosquittoBridge passes everything on to another broker at the QoS at which it was
+// published, as fast as mosquitto can: a clean session, so that nothing is stored.
+func mosquittoBridge(to string) string {
+	return fmt.Sprintf(`connection bench
+address %s
+topic # out 1
+cleansession true
+notifications false
+restart_timeout 1
+bridge_protocol_version mqttv311
+`, to)
 }
 
 // The MQTT layer of nats-server always asks JetStream for streams in files;

@@ -92,6 +92,43 @@ type Broker struct {
 // Start runs a broker with fresh data in a new folder below dir and returns
 // when it accepts MQTT clients.
 func (p Peer) Start(ctx context.Context, dir string) (*Broker, error) {
+	return p.start(ctx, dir, "")
+}
+
+// StartBridged runs two mosquittos of which the first passes on everything that is
+// published there to the second, by mosquitto's own bridge, and returns when a
+// message has crossed.
+func (p Peer) StartBridged(ctx context.Context, dir string) (from, to *Broker, err error) {
+	if to, err = p.Start(ctx, dir); err != nil {
+		return nil, nil, err
+	}
+	if from, err = p.start(ctx, dir, mosquittoBridge(to.Address)); err != nil {
+		to.Stop()
+		return nil, nil, err
+	}
+	if err = crosses(ctx, from, to); err != nil {
+		from.Stop()
+		to.Stop()
+		return nil, nil, err
+	}
+	return from, to, nil
+}
+
+// crosses waits until what is published at one broker arrives at the other.
+func crosses(ctx context.Context, from, to *Broker) (err error) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		_, err = load.Run(ctx, load.Config{
+			Target: to.Address, From: from.Address, QoS: 0, Count: 1, Stall: 200 * time.Millisecond, Prefix: "ready",
+		})
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("nothing crosses from one %s to the other: %w: %s", from.Name, err, from.LogTail())
+}
+
+// start is Start with more lines of configuration.
+func (p Peer) start(ctx context.Context, dir, more string) (*Broker, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.Name, err)
 	}
@@ -103,7 +140,7 @@ func (p Peer) Start(ctx context.Context, dir string) (*Broker, error) {
 	ports, err := freePorts(2)
 	if err == nil {
 		b.Address = ports[0]
-		b.args, err = p.configure(own, ports)
+		b.args, err = p.configure(own, ports, more)
 	}
 	if err == nil {
 		err = b.Run(ctx)

@@ -6,8 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/herald-mqtt/herald/broker/config"
+	"github.com/herald-mqtt/herald/internal/bench/load"
 )
 
 func TestFind(t *testing.T) {
@@ -40,7 +42,7 @@ func TestFind(t *testing.T) {
 // Herald's own configuration must be one that it takes.
 func TestHeraldConfiguration(t *testing.T) {
 	dir := t.TempDir()
-	args, err := Peer{Name: Herald}.configure(dir, []string{"127.0.0.1:18830", "127.0.0.1:18831"})
+	args, err := Peer{Name: Herald}.configure(dir, []string{"127.0.0.1:18830", "127.0.0.1:18831"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +58,7 @@ func TestHeraldConfiguration(t *testing.T) {
 func TestConfigurations(t *testing.T) {
 	for _, name := range []string{Mosquitto, NATS, Rumqttd} {
 		dir := t.TempDir()
-		args, err := Peer{Name: name}.configure(dir, []string{"127.0.0.1:18830", "127.0.0.1:18831"})
+		args, err := Peer{Name: name}.configure(dir, []string{"127.0.0.1:18830", "127.0.0.1:18831"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +66,31 @@ func TestConfigurations(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := (Peer{Name: "other"}).configure(t.TempDir(), []string{"", ""}); err == nil {
+	if _, err := (Peer{Name: "other"}).configure(t.TempDir(), []string{"", ""}, ""); err == nil {
 		t.Error("a configuration for an unknown broker")
+	}
+}
+
+// What is published at the first of two bridged mosquittos arrives at the second,
+// and nothing that is published at the second at the first.
+func TestBridged(t *testing.T) {
+	p, err := Find(Mosquitto, "")
+	if err != nil {
+		t.Skip(err) // make test-tools installs it
+	}
+	from, to, err := p.StartBridged(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Stop()
+	defer from.Stop()
+	c := load.Config{Target: to.Address, From: from.Address, QoS: 1, Publishers: 2, Subscribers: 2, Topics: 2, Count: 100}
+	r, err := load.Run(t.Context(), c)
+	if err != nil || r.Delivered != 200 || r.WrongQoS > 0 {
+		t.Fatalf("%v, result %+v", err, r)
+	}
+	c.Target, c.From, c.Stall = from.Address, to.Address, 200*time.Millisecond
+	if r, err := load.Run(t.Context(), c); err == nil || r.Delivered > 0 {
+		t.Fatalf("%v, result %+v", err, r)
 	}
 }
