@@ -13,7 +13,7 @@ FUZZTIME ?= 20000x
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-tools test-go bench soak fuzz lint clean test-cql cassandra cluster bench-store
+.PHONY: help build run test test-tools test-go bench soak fuzz lint clean test-cql cassandra cluster bench-store bench-cluster
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-store: test-cql ## compare the stores with each other and with the bare dr
 	HERALD_TEST_FIGURES=$(FIGURES) $(GO) test -count=1 -timeout 30m -run 'TestShareOfTheBareDriver|TestInboxDoesNotSlowDown|TestStartAtSize' ./persistence/scylla; \
 	status=$$?; cat $(FIGURES); exit $$status
 
+bench-cluster: test-tools test-cql ## what crossing from node to node costs, beside two bridged mosquittos; writes bench-cluster.json
+	$(GO) run ./internal/bench/cluster -json bench-cluster.json
+
 cassandra: test-cql ## run Apache Cassandra on 127.0.0.1 and on (N=3 nodes, port 9042)
 	$(GO) run ./internal/cassandra/run -n $(or $(N),1)
 
@@ -89,4 +92,4 @@ lint: ## gofmt, go vet, staticcheck, and golangci-lint where it is installed
 	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo 'golangci-lint is not installed: skipped'; fi
 
 clean: ## remove what was built (not ./data)
-	rm -rf bin bench.json bench-store.txt
+	rm -rf bin bench.json bench-store.txt bench-cluster.json

@@ -1,0 +1,171 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/herald-mqtt/herald/internal/bench"
+	"github.com/herald-mqtt/herald/internal/bench/peer"
+	"github.com/herald-mqtt/herald/internal/clustertest"
+)
+
+// bed is what the figures are measured on. The cluster stays up all the time, idle
+// while the mosquittos have their turn; those are started for each run.
+type bed struct {
+	cluster   *clustertest.Cluster
+	mosquitto peer.Peer
+	dir       string
+	options   options
+	reports   []report
+}
+
+// measure runs the rounds of a figure.
+func (b *bed) measure(ctx context.Context, f figure) report {
+	r := report{Name: f.name, Title: f.title, Unit: f.unit, Outcomes: make(map[way]bench.Outcome), ways: f.ways}
+	for round := range b.options.rounds {
+		for _, w := range f.ways {
+			if ctx.Err() != nil {
+				return r
+			}
+			o := r.Outcomes[w]
+			o.Broker = string(w)
+			s, err := b.once(ctx, &f, w)
+			if err != nil {
+				o.Errors = append(o.Errors, err.Error())
+				say("%s %d/%d %s: %v", f.name, round+1, b.options.rounds, w, err)
+			} else {
+				o.Samples = append(o.Samples, s)
+				say("%s %d/%d %s: %s", f.name, round+1, b.options.rounds, w, bench.Describe(s, f.unit))
+			}
+			r.Outcomes[w] = o
+		}
+	}
+	for w, o := range r.Outcomes {
+		o.Summarize()
+		r.Outcomes[w] = o
+	}
+	f.judge(&r)
+	return r
+}
+
+// once is one run of one round.
+func (b *bed) once(ctx context.Context, f *figure, w way) (s bench.Sample, err error) {
+	c := f.config(b.options.short)
+	var pids []int
+	var helpers map[string][]int
+	switch w {
+	case bridged:
+		from, to, err := b.mosquitto.StartBridged(ctx, b.dir)
+		if err != nil {
+			return s, err
+		}
+		defer to.Stop()
+		defer from.Stop()
+		c.From, c.Target = from.Address, to.Address
+		pids = []int{from.PID(), to.PID()}
+	default:
+		nodes := b.cluster.Nodes
+		c.From, c.Target = nodes[0].Addr, nodes[1].Addr
+		if w == within {
+			c.Target = c.From
+		}
+		pids = []int{nodes[0].PID(), nodes[1].PID()}
+		helpers = map[string][]int{"redis": {b.cluster.Redis.PID()}, "cassandra": b.cluster.Store.PIDs()}
+	}
+	var profiles errgroup.Group
+	if b.options.profile != "" && w != bridged {
+		b.profile(ctx, &profiles, f.name+"-"+strings.ReplaceAll(string(w), " ", "-"), c.Warmup+c.Duration)
+	}
+	s, result, err := bench.MeasureAll(ctx, c, pids, helpers)
+	if perr := profiles.Wait(); perr != nil {
+		say("profile: %v", perr)
+	}
+	if err != nil {
+		return s, err
+	}
+	return s, f.value(&s, result)
+}
+
+// profile has both nodes write down where their time goes.
+func (b *bed) profile(ctx context.Context, all *errgroup.Group, name string, d time.Duration) {
+	for _, n := range b.cluster.Nodes {
+		all.Go(func() error {
+			url := "http://" + n.Admin() + "/debug/pprof/profile?seconds=" + strconv.Itoa(max(1, int(d.Seconds())))
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+			if err != nil {
+				return err
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s: %s", url, resp.Status)
+			}
+			file, err := os.Create(filepath.Join(b.options.profile, name+"-"+n.Name+".pprof"))
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			_, err = io.Copy(file, resp.Body)
+			return err
+		})
+	}
+}
+
+// print writes one figure.
+func (r *report) print(w io.Writer) {
+	fmt.Fprintf(w, "\n%s  [%s]\n", r.Title, r.Name)
+	tw := tabwriter.NewWriter(w, 2, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(tw, "\t%s\tCPU µs/msg\tcores: brokers\tRedis\tdatabase\tgenerator\tothers\t\n", r.Unit)
+	for _, way := range r.ways {
+		o := r.Outcomes[way]
+		if !o.OK {
+			fmt.Fprintf(tw, "%s\t-\t-\t-\t-\t-\t-\t-\t\n", way)
+			continue
+		}
+		x := o.Median.Extra
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", way, bench.Number(o.Median.Value), bench.Number(o.Median.CPU),
+			x["broker_cores"], x["redis_cores"], x["cassandra_cores"], x["generator_cores"], x["other_cores"])
+	}
+	_ = tw.Flush() // to the terminal
+	for _, way := range r.ways {
+		for _, e := range r.Outcomes[way].Errors {
+			fmt.Fprintf(w, "  %s: %s\n", way, e)
+		}
+	}
+	for _, v := range r.Verdicts {
+		fmt.Fprintf(w, "  %s\n", v)
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(w, "  %s\n", n)
+	}
+}
+
+// summary writes the figures, a line each: met, MISSED, not measured, or only printed.
+func (b *bed) summary(w io.Writer) {
+	fmt.Fprintf(w, "\n%s; %d database servers; medians of %d rounds; CPU of all brokers together in µs per delivered message\n",
+		b.mosquitto.Version, b.options.databases, b.options.rounds)
+	for i := range b.reports {
+		r := &b.reports[i]
+		for _, v := range r.Verdicts {
+			fmt.Fprintf(w, "%s: %s\n", r.Name, v)
+		}
+		if len(r.Verdicts) == 0 {
+			fmt.Fprintf(w, "%s: %s\n", r.Name, strings.Join(r.Notes, "; "))
+		}
+	}
+}
