@@ -352,7 +352,10 @@ func (b *Bridge) Flush(ctx context.Context) error {
 func (b *Bridge) Received(ctx context.Context) error {
 	goal := make(map[*peer]uint64)
 	for _, p := range b.allPeers() {
-		goal[p] = p.link.last()
+		if upTo := p.link.last(); !p.link.has(upTo) {
+			goal[p] = upTo
+			p.link.say(flagAnswer) // rather than when it is due
+		}
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
