@@ -50,6 +50,7 @@ type link struct {
 	next      uint64 // the first to be sent, or sent again
 	sent      uint64 // the last that was ever sent
 	finished  []result
+	returning int // of finished: frames that are given back
 	ended     error
 	busy      bool      // run is in the middle of something
 	failing   time.Time // since when no append to this peer has succeeded
@@ -100,7 +101,7 @@ func (l *link) push(payload []byte, done func(error)) error {
 	case l.ended != nil:
 		l.mu.Unlock()
 		return l.ended
-	case done != nil && l.failedLocked(time.Now()):
+	case done != nil && (l.returning > 0 || l.failedLocked(time.Now())): // it would overtake those
 		l.mu.Unlock()
 		return fmt.Errorf("bridge: node %d: %w", l.peer.Node, ErrUnavailable)
 	case n >= l.b.opts.WindowFrames, n > 0 && l.bytes+len(payload) > l.b.opts.WindowBytes:
@@ -251,6 +252,7 @@ func (l *link) hold() {
 		case f.done == nil || number <= l.confirmed:
 		case number > l.sent:
 			l.finished = append(l.finished, result{f.done, ErrUnavailable})
+			l.returning++
 			l.bytes -= len(f.payload)
 			continue
 		case !f.held:
@@ -334,7 +336,7 @@ func (l *link) finishAll(err error) {
 // to do.
 func (l *link) step() bool {
 	l.mu.Lock()
-	finished := l.finished
+	finished, returning := l.finished, l.returning
 	l.finished = nil
 	l.busy = len(finished) > 0
 	if l.ended == nil && l.b.available.Load() && (l.retryAt.IsZero() || !time.Now().Before(l.retryAt)) {
@@ -344,6 +346,11 @@ func (l *link) step() bool {
 	l.mu.Unlock()
 	for _, r := range finished {
 		r.done(r.err)
+	}
+	if returning > 0 {
+		l.mu.Lock()
+		l.returning -= returning
+		l.mu.Unlock()
 	}
 	if len(l.packets) > 0 {
 		l.send()

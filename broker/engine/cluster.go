@@ -78,8 +78,9 @@ type peer struct {
 	status  atomic.Pointer[membership.Status] // as last read
 	holding atomic.Int32                      // len(held)
 
-	mu    sync.Mutex // guards below
-	queue []parcel   // frames that the bridge did not take, in order
+	mu      sync.Mutex // guards below
+	parcels uint64     // how many frames that somebody waits for were sent
+	queue   []parcel   // those that the bridge did not take, ascending by number
 	// held is who waits for frames that the bridge keeps, by their first byte; nil:
 	// nobody any more.
 	held   map[*byte]func(error)
@@ -110,9 +111,10 @@ type idRange struct{ first, last herald.ID }
 
 // parcel is a frame that waits for Redis.
 type parcel struct {
-	frame []byte
-	done  func(error)
-	kept  bool // nobody waits for it any more
+	number uint64 // of those to one peer that somebody waits for
+	frame  []byte
+	done   func(error)
+	kept   bool // nobody waits for it any more
 }
 
 func (n *nodes) on() bool { return n.Cluster != nil }
@@ -182,7 +184,7 @@ func (e *Engine) forget(p *peer) {
 	n.refreshLocked()
 	n.mu.Unlock()
 	e.dropRoutes(p)
-	p.fail(herald.ErrClosed)
+	p.fail(nil) // nobody is there any more
 }
 
 func (n *nodes) refreshLocked() {

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/herald-mqtt/herald"
@@ -130,7 +132,12 @@ func (p *peer) send(frame []byte, done func(error), id herald.ID) {
 		return
 	}
 	p.drainLocked()
-	p.sendLocked(parcel{frame: frame, done: done}, id)
+	f := parcel{frame: frame, done: done}
+	if done != nil {
+		p.parcels++
+		f.number = p.parcels
+	}
+	p.sendLocked(f, id)
 }
 
 func (p *peer) sendLocked(f parcel, id herald.ID) {
@@ -172,9 +179,15 @@ func (p *peer) appendLocked(f parcel) error {
 		case errors.Is(err, bridge.ErrHeld):
 			p.hold(f) // it is on its way, and will be reported again
 		case p.released(f):
-		case errors.Is(err, bridge.ErrUnavailable): // given back: the oldest come first
+		case errors.Is(err, bridge.ErrUnavailable): // given back, while later ones wait already
 			p.mu.Lock()
-			p.queue = append(p.queue, f)
+			if p.over {
+				p.mu.Unlock()
+				f.done(nil)
+				return
+			}
+			at, _ := slices.BinarySearchFunc(p.queue, f.number, func(o parcel, n uint64) int { return cmp.Compare(o.number, n) })
+			p.queue = slices.Insert(p.queue, at, f)
 			p.mu.Unlock()
 		case errors.Is(err, bridge.ErrGone):
 			f.done(nil)
