@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/exp/zapslog"
 
+	"github.com/herald-mqtt/herald/bridge"
 	"github.com/herald-mqtt/herald/broker/config"
 	"github.com/herald-mqtt/herald/broker/engine"
 	"github.com/herald-mqtt/herald/broker/listen"
@@ -36,6 +38,7 @@ type Broker struct {
 	cluster *cluster // nil: this node is alone
 	now     func() time.Time
 
+	drain     *drain
 	listeners []*listen.Listener
 	serving   atomic.Bool
 }
@@ -52,6 +55,13 @@ var Version = "dev"
 // New opens the store of a node. It listens nowhere before Run. Errors wrap
 // herald.ErrInUse, herald.ErrSchemaNewer, herald.ErrCorrupt, herald.ErrUnavailable.
 func New(cfg config.Config, log *zap.Logger) (*Broker, error) {
+	if cfg.Bridge.Redis != "" {
+		// A node that took its number and then did not reach Redis would be waited
+		// for by all others.
+		if err := bridge.Reach(context.Background(), cfg.Bridge.Redis); err != nil {
+			return nil, fmt.Errorf("bridge.redis: %w", err)
+		}
+	}
 	store, err := openStore(cfg, log)
 	if err != nil {
 		return nil, err
@@ -69,9 +79,10 @@ func New(cfg config.Config, log *zap.Logger) (*Broker, error) {
 // on makes a node on a store, which it closes if it cannot.
 func on(cfg config.Config, store persistence.Store, c *cluster, log *zap.Logger) (*Broker, error) {
 	b := &Broker{cfg: cfg, log: log, store: store, cluster: c, now: clock(), registry: prometheus.NewRegistry()}
+	b.drain = newDrain(b)
 	if err := b.build(); err != nil {
 		if c != nil {
-			c.close()
+			c.abandon()
 		}
 		return nil, errors.Join(err, store.Close())
 	}
@@ -166,11 +177,12 @@ func (b *Broker) build() error {
 // Run serves until ctx ends; then it stops accepting, tells the clients, commits
 // what was accepted and returns. It closes the store.
 //
-// In a cluster it returns [ErrLost] when the other nodes have declared this one dead.
+// In a cluster it returns [ErrLost] when the other nodes have declared this one dead,
+// and [ErrCutOff] when it has left because it alone does not reach Redis.
 func (b *Broker) Run(ctx context.Context) error {
 	if err := b.start(ctx); err != nil {
 		if b.cluster != nil {
-			b.cluster.close()
+			b.cluster.abandon()
 		}
 		return errors.Join(err, b.store.Close())
 	}
@@ -179,15 +191,24 @@ func (b *Broker) Run(ctx context.Context) error {
 	if b.cluster != nil {
 		lost = b.cluster.lost
 	}
+	var why error
+	looking, cancel := context.WithCancel(context.Background())
+	var drain sync.WaitGroup
+	drain.Go(func() { b.drain.run(looking) })
 	select {
 	case <-ctx.Done():
-		b.serving.Store(false)
-		return b.stop()
 	case <-lost:
-		b.serving.Store(false)
-		b.engine.Halt()
-		return errors.Join(ErrLost, b.stop())
+		why = ErrLost
+	case <-b.drain.left:
+		why = ErrCutOff
 	}
+	b.serving.Store(false)
+	cancel()
+	drain.Wait()
+	if errors.Is(why, ErrLost) {
+		b.engine.Halt()
+	}
+	return errors.Join(why, b.stop())
 }
 
 // joinWait is how long a node waits for the others when it starts.
@@ -201,6 +222,9 @@ func (b *Broker) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.cluster != nil {
+		b.cluster.begun = true
+	}
 	if err := b.engine.Start(ctx); err != nil {
 		return err
 	}
@@ -213,30 +237,47 @@ func (b *Broker) start(ctx context.Context) error {
 	return b.mochi.Serve()
 }
 
-// stop is the way back of Run.
+// stop is the way back of Run. Its parts get so many tenths of node.stop_timeout.
 func (b *Broker) stop() error {
-	b.engine.Refuse()
+	part := func(tenths time.Duration) (context.Context, context.CancelFunc) {
+		return context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*tenths/10)
+	}
+	alone := b.cluster != nil && !b.cluster.Available() // without Redis
+	connections := time.Duration(6)
+	if alone {
+		connections = 4
+		defer b.letGo()()
+	}
+	ctx, cancel := part(connections)
+	defer cancel()
 	for _, l := range b.listeners {
 		l.Close(func(string) {})
 	}
+	if _, server := b.farewell(); server != "" {
+		b.drain.sendAll(ctx, b.cfg.Node.StopTimeout*connections*2/30)
+	}
+	b.engine.Refuse()
 	reason, elsewhere := b.farewell()
 	w := listen.NewWorker()
 	b.loop.Each(func(c *listen.Conn) {
 		c.CloseAfter(w, b.engine.Goodbye(c, reason, elsewhere))
 	})
 	w.Flush()
-	// The connections get most of the time; the rest is for engine and store.
-	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*6/10)
-	defer cancel()
 	err := b.loop.Stop(ctx)
-	ctx, cancel = context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*2/10)
+	covered := false
+	if alone && b.cluster.Valid() {
+		ctx, cancel := part(2)
+		covered = b.engine.Covered(ctx) == nil
+		cancel()
+	}
+	ctx, cancel = part(2)
 	defer cancel()
 	b.engine.Stop(ctx)
 	if b.cluster != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Node.StopTimeout*2/10)
+		ctx, cancel := part(2)
 		defer cancel()
 		if b.cluster.Valid() {
-			err = errors.Join(err, b.cluster.leave(ctx))
+			err = errors.Join(err, b.cluster.leave(ctx, covered))
 		} else {
 			b.cluster.close()
 		}
@@ -247,12 +288,8 @@ func (b *Broker) stop() error {
 // farewell is what clients are told when the node stops: where else they find one,
 // if it knows.
 func (b *Broker) farewell() (reason byte, elsewhere string) {
-	if b.cluster != nil {
-		for _, p := range b.cluster.member.Peers() {
-			if p.Status.Address != "" && !p.Status.Leaving {
-				return wire.ReasonServerMoved, p.Status.Address
-			}
-		}
+	if _, elsewhere = b.drain.another(); elsewhere != "" {
+		return wire.ReasonServerMoved, elsewhere
 	}
 	return wire.ReasonShuttingDown, ""
 }
@@ -262,6 +299,9 @@ func (b *Broker) Ready() []string {
 	var why []string
 	if !b.serving.Load() {
 		why = append(why, "not listening")
+	}
+	if away := b.drain.why(); away != "" {
+		why = append(why, away)
 	}
 	if err := b.store.Health(); err != nil {
 		why = append(why, err.Error())

@@ -42,6 +42,7 @@ type cluster struct {
 	engine atomic.Pointer[engine.Engine]
 	bridge atomic.Pointer[bridge.Bridge]
 	lost   chan struct{} // closed when this life was declared dead
+	begun  bool          // the engine was started; owned by who runs the node
 
 	mu    sync.Mutex           // guards below
 	death []persistence.Member // to be finished by the engine, when there is one
@@ -174,11 +175,29 @@ func (c *cluster) finish() error {
 	return nil
 }
 
-// leave ends this life by itself: everything of it is committed.
-func (c *cluster) leave(ctx context.Context) error {
+// abandon ends a life that could not be begun. If there is nothing that it owes the
+// others, they need not wait for its death.
+func (c *cluster) abandon() {
+	c.mu.Lock()
+	owes := c.begun || len(c.death) > 0
+	c.mu.Unlock()
+	if owes {
+		c.close()
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.Cluster.Lease)
+	defer cancel()
+	if err := c.leave(ctx, true); err != nil {
+		c.log.Warn("leaving the other nodes", zap.Error(err))
+	}
+}
+
+// leave ends this life by itself: everything of it is committed. covered: the other
+// nodes have looked for it, and need no frames that tell of it.
+func (c *cluster) leave(ctx context.Context, covered bool) error {
 	b := c.bridge.Load()
 	var err error
-	if b != nil {
+	if b != nil && !covered {
 		err = b.Flush(ctx)
 	}
 	if err == nil {

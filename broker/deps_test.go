@@ -26,7 +26,7 @@ var rooms = map[string][]string{
 
 	// The parts of the broker do not know the whole.
 	"broker":          {"", "hooks", "bridge", "persistence", "broker"},
-	"broker/admin":    {"broker/config"},
+	"broker/admin":    {"", "broker/config"},
 	"broker/config":   {""},
 	"broker/topic":    {""},
 	"broker/wire":     {""},

@@ -1,5 +1,5 @@
 // Package admin is the HTTP endpoint for operators: is the process alive, can
-// it serve, and what do its counters say.
+// it serve, what do its counters say; and the API with which it is told what to do.
 package admin
 
 import (
@@ -21,10 +21,10 @@ import (
 )
 
 const (
-	// A request, header included, must be complete by then, and a header no
-	// larger: nothing here takes a body.
+	// A request, body included, must be complete by then, header and body no larger.
 	readTimeout = 10 * time.Second
 	maxHeader   = 16 << 10
+	maxBody     = 4 << 10
 	// A profile may be taken over as long as this.
 	writeTimeout = 90 * time.Second
 	idleTimeout  = time.Minute
@@ -38,6 +38,12 @@ type Options struct {
 	Ready func() []string
 	// Metrics is what /metrics serves.
 	Metrics prometheus.Gatherer
+	// Status is what /api/v1/status serves, as JSON. nil: nobody can tell yet.
+	Status func() any
+	// Drain has the node send its clients elsewhere, at rate connections a second; 0
+	// is the default. An error that wraps herald.ErrUnavailable is not the asker's
+	// fault.
+	Drain func(rate int) error
 	// Version is shown on the page.
 	Version string
 	Log     *zap.Logger
@@ -109,6 +115,7 @@ func handler(c config.Admin, o Options) http.Handler {
 		}
 		answer(w, http.StatusOK, status{Status: "ready"})
 	})
+	api(mux, o)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Metrics, promhttp.HandlerOpts{
 		MaxRequestsInFlight: 4,
 		ErrorLog:            zap.NewStdLog(o.Log.Named("metrics")),
@@ -137,7 +144,7 @@ type status struct {
 	Reasons []string `json:"reasons,omitempty"`
 }
 
-func answer(w http.ResponseWriter, code int, s status) {
+func answer(w http.ResponseWriter, code int, s any) {
 	header(w, "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(s) // an error here is a client that went away

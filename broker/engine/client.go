@@ -56,6 +56,7 @@ type client struct {
 
 	gone     chan struct{} // closed when the session is put away
 	attached atomic.Bool   // the CONNACK was sent
+	sent     atomic.Bool   // it was sent elsewhere
 }
 
 // subscription is one of a client's, while it is connected.

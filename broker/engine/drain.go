@@ -67,11 +67,11 @@ func (e *Engine) diverted(conn Conn, con *wire.Connect) bool {
 }
 
 // Dismiss ends a client's connection and has its session put away, for which it
-// does not wait. It tells whether conn has a session that is established; one that
-// is about to be is to be tried again. What is written goes out with w.
+// does not wait. It tells whether it did: not twice, and not to one whose session is
+// not established yet, which is to be tried again. What is written goes out with w.
 func (e *Engine) Dismiss(conn Conn, w *listen.Worker, reason byte, server string) bool {
 	c, _ := conn.User().(*client)
-	if c == nil || !c.attached.Load() {
+	if c == nil || !c.attached.Load() || c.sent.Swap(true) {
 		return false
 	}
 	conn.CloseAfter(w, wire.AppendDisconnect(nil, c.version, reason, "", server))
@@ -106,8 +106,8 @@ func (e *Engine) Regain() {
 	d := &e.diversion
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ctx.Err() != nil && e.ctx.Err() == nil {
-		d.init(e.ctx)
+	if d.ctx.Err() != nil && e.life.Err() == nil {
+		d.init(e.life)
 	}
 }
 

@@ -208,7 +208,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.life, e.endLife = context.WithCancel(e.ctx)
-	e.diversion.init(e.ctx)
+	e.diversion.init(e.life)
 	e.flight.last = store.MaxID() // what a former life committed will not come again, nor anything below it
 	e.claims.m = make(map[string]*claim)
 	e.groups.init()
