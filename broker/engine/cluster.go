@@ -75,6 +75,10 @@ type peer struct {
 	// waits for the frame.
 	live, waited *remote
 
+	// Owned by who calls Receive and Gap: frames are missing since it last told its
+	// closed time.
+	missed bool
+
 	status  atomic.Pointer[membership.Status] // as last read
 	holding atomic.Int32                      // len(held)
 

@@ -70,7 +70,9 @@ func (e *Engine) forward(sh *shipment, r *routed, whom byte, s *scratch) {
 	}
 	var frame []byte
 	for _, t := range to {
-		wait := t.wait && msgs[0].QoS > 0 && whom&toLive != 0
+		// A shipment that nothing held up waits for nobody who came while it was being
+		// delivered: he has not got his SUBACK.
+		wait := t.wait && msgs[0].QoS > 0 && whom&toLive != 0 && sh.appends.Load() > 0
 		if frame == nil {
 			frame = appendPublish(nil, msgs, r.from, whom)
 		}
@@ -226,56 +228,67 @@ func (p *peer) fail(err error) {
 
 // Receive takes frames of a peer: the transport's handler.
 func (e *Engine) Receive(from bridge.Peer, frames [][]byte) {
-	e.guard("receive", func() { e.receive(from, frames) })
+	p := e.meet(from)
+	for at := 0; at < len(frames); at++ {
+		e.guard("receive", func() {
+			for ; at < len(frames); at++ {
+				e.receive(p, frames[at])
+			}
+			e.receiver.Flush()
+		})
+		if at < len(frames) {
+			p.missed = true
+		}
+	}
 }
 
-func (e *Engine) receive(from bridge.Peer, frames [][]byte) {
-	p := e.meet(from)
+func (e *Engine) receive(p *peer, b []byte) {
 	w := e.receiver
-	for _, b := range frames {
-		f, err := decodeFrame(b)
-		if err != nil {
-			e.stats.BadFrames.Add(1)
-			e.log.Error("a frame of another node cannot be decoded and is skipped", nodeField(from), errField(err))
-			continue
-		}
-		switch f.kind {
-		case framePublish:
-			e.arrive(p, &f, w)
-		case frameClosed:
-			p.reach(f.id)
-			e.nodes.sum()
-		case frameAsk:
-			p.wants(f.id)
-		case frameLook:
+	f, err := decodeFrame(b)
+	if err != nil {
+		p.missed = true
+		e.stats.BadFrames.Add(1)
+		e.log.Error("a frame of another node cannot be decoded and is skipped", nodeField(p.Peer), errField(err))
+		return
+	}
+	switch f.kind {
+	case framePublish:
+		e.arrive(p, &f, w)
+	case frameClosed, frameLook:
+		if f.kind == frameLook || p.missed {
+			p.missed = false
 			w.Flush()
 			e.look(p, f.id)
-		case frameRelease:
-			e.errand(func() { e.giveUp(p, &f) })
-		case frameGranted:
-			e.owners.answered(f.request, f.epoch)
-		case frameDeal:
-			e.dealt(p, &f, w)
-		case frameDone:
-			e.done(f.group, f.settled, f.back)
-		case frameAskHeld:
-			e.sharing.mu.Lock()
-			e.sharing.dealers[f.group] = from
-			e.sharing.mu.Unlock()
-			p.send(appendHeld(nil, f.request, f.group, e.heldHere(f.group)), surely, 0)
-		case frameHeld:
-			e.sharing.mu.Lock()
-			ch := e.sharing.asking[f.request]
-			e.sharing.mu.Unlock()
-			if ch != nil {
-				select {
-				case ch <- heldAnswer{from, f.held}:
-				default:
-				}
+			return
+		}
+		p.reach(f.id)
+		e.nodes.sum()
+	case frameAsk:
+		p.wants(f.id)
+	case frameRelease:
+		e.errand(func() { e.giveUp(p, &f) })
+	case frameGranted:
+		e.owners.answered(f.request, f.epoch)
+	case frameDeal:
+		e.dealt(p, &f, w)
+	case frameDone:
+		e.done(f.group, f.settled, f.back)
+	case frameAskHeld:
+		e.sharing.mu.Lock()
+		e.sharing.dealers[f.group] = p.Peer
+		e.sharing.mu.Unlock()
+		p.send(appendHeld(nil, f.request, f.group, e.heldHere(f.group)), surely, 0)
+	case frameHeld:
+		e.sharing.mu.Lock()
+		ch := e.sharing.asking[f.request]
+		e.sharing.mu.Unlock()
+		if ch != nil {
+			select {
+			case ch <- heldAnswer{p.Peer, f.held}:
+			default:
 			}
 		}
 	}
-	w.Flush()
 }
 
 // arrive delivers what a peer has forwarded to those who are connected here.
@@ -332,9 +345,10 @@ func (e *Engine) eachMatch(m *topic.Match[*handle], from herald.SessionID, f fun
 	}
 }
 
-// Gap tells that frames of a peer may be missing: the transport's handler. While
-// both nodes live none are; a new life begins with nothing.
-func (e *Engine) Gap(from bridge.Peer) {}
+// Gap tells that frames of a peer may be missing: the transport's handler, called
+// between those before and those behind. The sessions look at their inboxes before
+// they believe that what the peer has closed is all here.
+func (e *Engine) Gap(from bridge.Peer) { e.meet(from).missed = true }
 
 // Lost tells that Redis may have lost what it had acknowledged. The bridge makes
 // it good; sessions look at their inboxes meanwhile.

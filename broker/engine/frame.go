@@ -306,13 +306,17 @@ func decodeFrame(b []byte) (f frame, err error) {
 	return f, nil
 }
 
+// maxFrameMessages bounds the messages of one frame: in memory they are much larger
+// than the least that they take in it. A run has at most maxRun.
+const maxFrameMessages = 16 * maxRun
+
 func (f *frame) publish(r *reader) {
 	f.whom = r.byte()
 	flags := r.byte()
 	f.from = herald.SessionID(r.uint64())
 	topic := string(r.bytes())
-	n := r.uvarint()
-	if flags&flagQoS == 3 || !herald.ValidTopic(topic) || n == 0 || n > uint64(len(r.b)) {
+	n := r.count(2)
+	if flags&flagQoS == 3 || !herald.ValidTopic(topic) || n == 0 || n > maxFrameMessages {
 		r.bad = true
 		return
 	}
