@@ -92,7 +92,7 @@ func (s *server) run(parent context.Context) error {
 	failed := make(chan error, 1)
 	if s.config.Admin.Address != "" {
 		web, err := admin.Listen(s.config.Admin, admin.Options{
-			Ready: s.ready, Metrics: prometheus.GathererFunc(s.gather), Version: version, Log: s.log,
+			Ready: s.ready, Status: s.status, Drain: s.drain, Metrics: prometheus.GathererFunc(s.gather), Version: version, Log: s.log,
 		})
 		if err != nil {
 			return refused(err)
@@ -151,34 +151,50 @@ func (s *server) serve(ctx context.Context, opened chan<- struct{}) error {
 	s.node.Store(&n)
 	close(opened)
 	err = n.Run(ctx)
-	for errors.Is(err, broker.ErrLost) && ctx.Err() == nil {
-		s.log.Warn("this node was declared dead; it begins a new life", zap.Error(err))
-		if n, err = s.again(ctx); err != nil {
-			return err
+	if err != nil && !anew(err) && atStart(err) {
+		return refused(err)
+	}
+	// From the second life on whatever is wrong may get right again.
+	for again := anew(err); again && err != nil && ctx.Err() == nil; {
+		if anew(err) {
+			s.log.Warn("this node begins a new life", zap.Error(err))
+		} else {
+			s.log.Error("this node's new life has ended; it tries again", zap.Error(err))
+			pause(ctx, time.Second)
+		}
+		if n = s.again(ctx); n == nil {
+			return nil // there is nothing to be stopped
 		}
 		s.node.Store(&n)
 		err = n.Run(ctx)
 	}
-	if err != nil && atStart(err) {
-		return refused(err)
+	if anew(err) {
+		return nil // it was to stop anyway
 	}
 	return err
 }
 
-// again opens the node anew, however long what it needs is away.
-func (s *server) again(ctx context.Context) (node, error) {
-	for {
+// anew tells whether a node's life is over, and it may begin another.
+func anew(err error) bool { return errors.Is(err, broker.ErrLost) || errors.Is(err, broker.ErrCutOff) }
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// again opens the node anew, however long what it needs is away; nil: ctx has ended.
+func (s *server) again(ctx context.Context) node {
+	for ctx.Err() == nil {
 		n, err := s.open(s.config, s.log)
-		if err == nil || ctx.Err() != nil {
-			return n, err
+		if err == nil {
+			return n
 		}
 		s.log.Warn("cannot begin a new life yet", zap.Error(err))
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(time.Second):
-		}
+		pause(ctx, time.Second)
 	}
+	return nil
 }
 
 // exit ends the process without waiting for anything.
@@ -224,6 +240,44 @@ func (s *server) ready() []string {
 		reasons = append([]string{"stopping"}, reasons...)
 	}
 	return reasons
+}
+
+// operated is what a node may let operators do.
+type operated interface {
+	Status() broker.Status
+	Drain(rate int) error
+}
+
+func (s *server) operated() (operated, bool) {
+	n := s.node.Load()
+	if n == nil {
+		return nil, false
+	}
+	o, ok := (*n).(operated)
+	return o, ok
+}
+
+// status is what the node says of itself; nil before it is opened.
+func (s *server) status() any {
+	o, ok := s.operated()
+	if !ok {
+		return nil
+	}
+	st := o.Status()
+	st.Reasons = s.ready()
+	st.Ready = len(st.Reasons) == 0
+	if st.Reasons == nil {
+		st.Reasons = []string{}
+	}
+	return st
+}
+
+func (s *server) drain(rate int) error {
+	o, ok := s.operated()
+	if !ok {
+		return fmt.Errorf("%w: the node is starting", herald.ErrUnavailable)
+	}
+	return o.Drain(rate)
 }
 
 func (s *server) gather() ([]*dto.MetricFamily, error) {
