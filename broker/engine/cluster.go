@@ -60,6 +60,8 @@ type nodes struct {
 
 	wanted chan struct{} // of capacity 1: somebody waits to be told
 
+	dying sync.Mutex // held while a dead node is seen to; taken before all others
+
 	list   atomic.Pointer[[]*peer] // known, for those who only look
 	closed atomic.Uint64           // the least of the peers' closed
 }

@@ -18,6 +18,8 @@ func (e *Engine) Died(m persistence.Member) error {
 	if !e.loaded.Load() {
 		return fmt.Errorf("%w: starting", herald.ErrUnavailable)
 	}
+	e.nodes.dying.Lock()
+	defer e.nodes.dying.Unlock()
 	began := e.now()
 	if err := e.nodes.store.Finish(e.life, m); err != nil {
 		return err
@@ -91,12 +93,19 @@ func (e *Engine) adopted(node uint16, life uint64, at int64, outlives map[herald
 
 // Finished tells that nothing is left to be finished of a dead node: the sessions
 // look at their inboxes for what it has put there. For the membership.
+//
+// While this node is finishing it itself, because another was slow and then was not,
+// it has not looked: nobody claims the dead node's sessions before, so that their
+// rows are not written over.
 func (e *Engine) Finished(m persistence.Member) error {
+	e.nodes.dying.Lock()
+	defer e.nodes.dying.Unlock()
 	for _, p := range e.nodes.peers() { // of a node that died often, lives may have gone unseen
 		if p.Node == m.Node && p.Life() <= m.Life {
 			e.look(p, math.MaxUint64)
 			e.bereave(p)
 			e.forget(p)
+			e.errand(e.elect)
 		}
 	}
 	return nil

@@ -474,8 +474,19 @@ func (e *Engine) heldHere(group herald.SessionID) (held []persistence.Sent) {
 	return held
 }
 
-// elect has this node own the groups that have members here and no live owner.
+// elect has this node own the groups that have members here and no live owner, and
+// tries until it knows of each who does.
 func (e *Engine) elect() {
+	for !e.electOnce() {
+		select {
+		case <-e.life.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (e *Engine) electOnce() (all bool) {
 	s := &e.sharing
 	s.mu.Lock()
 	keys := make([]string, 0, len(s.here))
@@ -484,18 +495,24 @@ func (e *Engine) elect() {
 	}
 	s.mu.Unlock()
 	gs := &e.groups
+	all = true
 	for _, key := range keys {
 		gs.mu.lock()
 		err := gs.ensure(e, key, false)
 		gs.mu.unlock()
-		if err != nil && e.life.Err() == nil {
-			e.log.Warn("claiming a shared group", errField(err))
+		if e.life.Err() != nil {
+			return true
+		}
+		if err != nil {
+			e.log.Warn("claiming a shared group; it is tried again", errField(err))
+			all = false
 			continue
 		}
 		if g := gs.byKey(key); g != nil {
 			e.rejoin(g)
 		}
 	}
+	return all
 }
 
 // rejoin makes the members that are connected here members of a group that this
