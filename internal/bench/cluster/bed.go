@@ -3,12 +3,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -31,33 +34,90 @@ type bed struct {
 	reports   []report
 }
 
-// measure runs the rounds of a figure.
+// measure runs the rounds of a figure. Where latencies are asked for, rounds in which
+// other programs take part of the processors are run again, within reason, and the
+// least disturbed ones count: the others tell how long a process waits for its turn.
 func (b *bed) measure(ctx context.Context, f figure) report {
-	r := report{Name: f.name, Title: f.title, Unit: f.unit, Outcomes: make(map[way]bench.Outcome), ways: f.ways}
-	for round := range b.options.rounds {
+	r := report{Name: f.name, Title: f.title, Unit: f.unit, ways: f.ways}
+	rounds, most := b.options.rounds, b.options.rounds
+	if f.load.Rate > 0 {
+		most = patience * rounds
+	}
+	var all []map[way]turn
+	quiet := 0
+	for n := range most {
+		if ctx.Err() != nil || quiet >= rounds {
+			break
+		}
+		round := make(map[way]turn)
 		for _, w := range f.ways {
-			if ctx.Err() != nil {
-				return r
-			}
-			o := r.Outcomes[w]
-			o.Broker = string(w)
 			s, err := b.once(ctx, &f, w)
+			round[w] = turn{s, err}
 			if err != nil {
-				o.Errors = append(o.Errors, err.Error())
-				say("%s %d/%d %s: %v", f.name, round+1, b.options.rounds, w, err)
+				say("%s %d %s: %v", f.name, n+1, w, err)
 			} else {
-				o.Samples = append(o.Samples, s)
-				say("%s %d/%d %s: %s", f.name, round+1, b.options.rounds, w, bench.Describe(s, f.unit))
+				say("%s %d %s: %s", f.name, n+1, w, bench.Describe(s, f.unit))
 			}
-			r.Outcomes[w] = o
+		}
+		all = append(all, round)
+		if disturbed(round) < disturbance {
+			quiet++
 		}
 	}
-	for w, o := range r.Outcomes {
-		o.Summarize()
-		r.Outcomes[w] = o
+	if len(all) > rounds {
+		r.note("%d rounds of %d count, those that other programs disturbed least", rounds, len(all))
 	}
+	r.Outcomes = outcomes(all, rounds)
 	f.judge(&r)
 	return r
+}
+
+// turn is what came of one run of one way.
+type turn struct {
+	sample bench.Sample
+	err    error
+}
+
+const (
+	// disturbance is how much of a processor others may have in a quiet round.
+	disturbance = 0.25
+	// patience is how many rounds are run at most for each that counts.
+	patience = 4
+)
+
+// disturbed tells what other programs took of the processors in a round; a run that
+// failed is as bad as can be.
+func disturbed(round map[way]turn) (most float64) {
+	for _, r := range round {
+		if r.err != nil {
+			return math.Inf(1)
+		}
+		most = max(most, r.sample.Extra["other_cores"])
+	}
+	return most
+}
+
+// outcomes sums up those n rounds that were disturbed least.
+func outcomes(all []map[way]turn, n int) map[way]bench.Outcome {
+	slices.SortStableFunc(all, func(a, b map[way]turn) int { return cmp.Compare(disturbed(a), disturbed(b)) })
+	sums := make(map[way]bench.Outcome)
+	for _, round := range all[:min(n, len(all))] {
+		for w, r := range round {
+			o := sums[w]
+			o.Broker = string(w)
+			if r.err != nil {
+				o.Errors = append(o.Errors, r.err.Error())
+			} else {
+				o.Samples = append(o.Samples, r.sample)
+			}
+			sums[w] = o
+		}
+	}
+	for w, o := range sums {
+		o.Summarize()
+		sums[w] = o
+	}
+	return sums
 }
 
 // once is one run of one round.

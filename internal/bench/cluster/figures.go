@@ -65,6 +65,9 @@ func selectFigures(names string) ([]figure, error) {
 func (f *figure) config(short bool) load.Config {
 	c := f.load
 	c.Warmup, c.Duration, c.Stall = time.Second, 5*time.Second, 10*time.Second
+	if c.Rate > 0 {
+		c.Duration = 3 * time.Second // so that both ways meet the same machine
+	}
 	if short {
 		c.Warmup, c.Duration = 300*time.Millisecond, 1500*time.Millisecond
 	}

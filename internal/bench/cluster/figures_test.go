@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -37,6 +38,24 @@ func TestVerdicts(t *testing.T) {
 		if len(r.Verdicts) != 1 || !strings.HasPrefix(r.Verdicts[0].String(), c.want) {
 			t.Errorf("%s: %v, want %s", name, r.Verdicts, c.want)
 		}
+	}
+}
+
+// The rounds that count are the quiet ones, and those that failed come last.
+func TestLeastDisturbedRoundsCount(t *testing.T) {
+	round := func(value, others float64, err error) map[way]turn {
+		return map[way]turn{
+			across: {bench.Sample{Value: value, Extra: map[string]float64{"other_cores": others}}, err},
+			within: {bench.Sample{Value: value / 2}, nil},
+		}
+	}
+	all := []map[way]turn{round(1, 1.5, nil), round(2, 0.1, nil), round(3, 0, errors.New("x")), round(4, 0.2, nil)}
+	got := outcomes(all, 2)
+	if o := got[across]; !o.OK || len(o.Samples) != 2 || o.Samples[0].Value != 2 || o.Samples[1].Value != 4 || got[within].Median.Value != 1.5 {
+		t.Errorf("%+v", got)
+	}
+	if o := outcomes(all, 4)[across]; o.OK || len(o.Errors) != 1 {
+		t.Errorf("%+v", o)
 	}
 }
 
