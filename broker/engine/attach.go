@@ -465,6 +465,7 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 // endClient ends the session of a client whose connection is gone.
 func (e *Engine) endClient(c *client, row persistence.Session) {
 	for _, sub := range c.subs {
+		e.touch(c.h.id, sub.Filter)
 		e.unroute(c.h, sub.Filter)
 	}
 	if c.core.Durable() {
@@ -500,6 +501,7 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 	h := e.handleFor(row.ID, true)
 	ended := make(map[string]*subscription, len(subs))
 	for _, sub := range subs {
+		e.touch(row.ID, sub.Filter)
 		e.unroute(h, sub.Filter)
 		ended[sub.Filter] = nil
 	}

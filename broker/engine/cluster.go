@@ -360,7 +360,7 @@ func (e *Engine) Status() membership.Status {
 	n := &e.nodes
 	s := membership.Status{
 		Closed: e.flight.advance(e.ids, e.now()), Bridge: n.Available(), Covered: make(map[uint16]herald.ID),
-		Leaving: e.refusing.Load() || e.diverting() != nil,
+		Leaving: e.refusing.Load() || e.diverting() != nil, Wanted: e.owners.wants(),
 	}
 	s.Clock = s.Closed
 	if last := e.flight.newest(); last > s.Clock {
@@ -382,6 +382,7 @@ func (e *Engine) Peers(live []membership.Peer) {
 		e.observe(l.Status.Clock)
 		p := e.meet(bridge.Peer{Node: l.Node, Incarnation: l.Life})
 		p.status.Store(&l.Status)
+		e.giveWanted(p, l.Status.Wanted)
 		if !n.Available() || !l.Status.Bridge {
 			e.look(p, l.Status.Closed) // no frames tell how far it is
 			if l.Status.Leaving {      // it waits for this

@@ -108,13 +108,18 @@ func (e *Engine) waits(sh *shipment, s *scratch) bool {
 	return false
 }
 
-// forwardQoS0 sends a run that nobody keeps.
-func (e *Engine) forwardQoS0(s *scratch, name []byte, run func() *wire.Run, from herald.SessionID) {
-	to := e.remoteTargets(s, name)
+// forwardQoS0 sends a run that nobody keeps, straight from the read if run is nil.
+func (e *Engine) forwardQoS0(s *scratch, name string, run *wire.Run, from herald.SessionID) {
+	to := e.remoteTargets(s, []byte(name))
 	if len(to) == 0 {
 		return
 	}
-	frame := appendPublish(nil, run().Messages, from, toAll)
+	var frame []byte
+	if run != nil {
+		frame = appendPublish(nil, run.Messages, from, toAll)
+	} else {
+		frame = s.in.appendPublish(nil, name, from, e.now())
+	}
 	for _, t := range to {
 		t.peer.send(frame, nil, 0)
 	}

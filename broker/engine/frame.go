@@ -123,6 +123,46 @@ func appendPublish(b []byte, msgs []*herald.Message, from herald.SessionID, whom
 	return b
 }
 
+// appendPublish appends the frame of the gathered run, which is not numbered, to all:
+// what the other appendPublish makes of its messages, without making them.
+func (in *intake) appendPublish(b []byte, topic string, from herald.SessionID, now int64) []byte {
+	flags := in.flags >> 1 & flagQoS
+	if in.flags&1 != 0 {
+		flags |= flagRetain
+	}
+	for i := range in.parts[:in.n] {
+		if in.parts[i].hasExpiry {
+			flags |= flagExpires
+		}
+	}
+	if b == nil {
+		b = make([]byte, 0, 32+len(topic)+int(in.at[in.n])+16*in.n)
+	}
+	b = append(begin(b, framePublish), toAll, flags)
+	b = binary.BigEndian.AppendUint64(b, uint64(from))
+	b = appendBytes(b, topic)
+	b = binary.AppendUvarint(b, uint64(in.n))
+	for i := range in.parts[:in.n] {
+		p := &in.parts[i]
+		if flags&flagExpires != 0 {
+			expires := int64(0)
+			if p.hasExpiry {
+				expires = now + int64(p.expiry)*1000
+			}
+			b = binary.AppendVarint(b, expires)
+		}
+		end := in.at[i+1]
+		payload := end - p.payload
+		if p.cut {
+			b = appendBytes(b, p.forward)
+		} else {
+			b = appendBytes(b, in.frames[payload-p.props:payload])
+		}
+		b = appendBytes(b, in.frames[payload:end])
+	}
+	return b
+}
+
 func appendBytes[T ~string | ~[]byte](b []byte, s T) []byte {
 	b = binary.AppendUvarint(b, uint64(len(s)))
 	return append(b, s...)

@@ -224,7 +224,7 @@ func (e *Engine) routeQoS0(c *client, w *listen.Worker, s *scratch) {
 		e.ship(sh, w)
 	}
 	if e.nodes.on() {
-		e.forwardQoS0(s, []byte(m.Topic), lazy, c.h.id)
+		e.forwardQoS0(s, m.Topic, run, c.h.id)
 	}
 	if len(m.Nodes) == 0 {
 		return

@@ -13,6 +13,7 @@ import (
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/bridge"
 	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/membership"
 	"github.com/herald-mqtt/herald/persistence"
 )
 
@@ -25,7 +26,9 @@ import (
 type owners struct {
 	mu      sync.Mutex // guards below
 	own     map[ownerKey]persistence.Claim
-	asking  map[uint64]chan uint64 // by request
+	asking  map[uint64]chan uint64   // by request
+	wanted  map[ownerKey]bridge.Peer // asked for in this node's row, while Redis is away
+	giving  map[ownerKey]struct{}    // being given up to somebody who asked so
 	request atomic.Uint64
 }
 
@@ -37,6 +40,8 @@ type ownerKey struct {
 func (o *owners) init() {
 	o.own = make(map[ownerKey]persistence.Claim)
 	o.asking = make(map[uint64]chan uint64)
+	o.wanted = make(map[ownerKey]bridge.Peer)
+	o.giving = make(map[ownerKey]struct{})
 }
 
 // owns tells whether this node has claimed something.
@@ -147,7 +152,13 @@ func (e *Engine) askFor(ctx context.Context, k ownerKey, old persistence.Claim) 
 	request, answer := e.owners.ask()
 	defer e.owners.asked(request)
 	p := e.meet(ownerOf(old))
-	p.send(appendRelease(nil, request, k.kind, old.Epoch, k.name), nil, 0)
+	if e.nodes.Available() {
+		p.send(appendRelease(nil, request, k.kind, old.Epoch, k.name), nil, 0)
+	} else {
+		e.owners.want(k, p.Peer)
+		defer e.owners.unwant(k)
+		e.nodes.BeatNow()
+	}
 	t := time.NewTimer(askAgain)
 	defer t.Stop()
 	select {
@@ -157,6 +168,55 @@ func (e *Engine) askFor(ctx context.Context, k ownerKey, old persistence.Claim) 
 		return nil // the store knows whether it has
 	case <-ctx.Done():
 		return fmt.Errorf("%w: node %d/%d does not give the session up", herald.ErrUnavailable, p.Node, p.Incarnation)
+	}
+}
+
+// want notes what this node asks for in its row, unwant that it does not any more.
+func (o *owners) want(k ownerKey, of bridge.Peer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.wanted[k] = of
+}
+
+func (o *owners) unwant(k ownerKey) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.wanted, k)
+}
+
+// wants is what stands in this node's row.
+func (o *owners) wants() (w []membership.Want) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for k, p := range o.wanted {
+		w = append(w, membership.Want{Node: p.Node, Name: k.name})
+	}
+	return w
+}
+
+// giveWanted gives up what other nodes ask for in their rows.
+func (e *Engine) giveWanted(to *peer, wanted []membership.Want) {
+	for _, w := range wanted {
+		if w.Node != e.nodes.self.Node {
+			continue
+		}
+		k := ownerKey{persistence.Client, w.Name}
+		o := &e.owners
+		o.mu.Lock()
+		_, busy := o.giving[k]
+		o.giving[k] = struct{}{}
+		o.mu.Unlock()
+		if busy {
+			continue
+		}
+		e.errand(func() {
+			defer func() {
+				o.mu.Lock()
+				delete(o.giving, k)
+				o.mu.Unlock()
+			}()
+			e.giveUp(to, &frame{subject: k.kind, name: k.name})
+		})
 	}
 }
 

@@ -87,51 +87,47 @@ func (e *Engine) announce(add, remove []string, events [][]byte) (bridge.Positio
 	r := &e.routing
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var c bridge.Change
-	var at bridge.Position
+	c := bridge.Change{Events: events}
+	by := make(map[string]int, len(add)+len(remove)) // how many more sessions want a route
 	for _, s := range add {
-		a := r.routes[s]
-		if a == nil {
-			a = &announced{}
-			r.routes[s] = a
-			c.Add = append(c.Add, s)
-		}
-		a.n++
-		at = max(at, a.at)
+		by[s]++
 	}
 	for _, s := range remove {
-		a := r.routes[s]
-		if a == nil {
-			continue
+		by[s]--
+	}
+	for _, s := range add {
+		if r.routes[s] == nil && by[s] > 0 && !slices.Contains(c.Add, s) {
+			c.Add = append(c.Add, s)
 		}
-		if a.n--; a.n == 0 {
-			delete(r.routes, s)
+	}
+	for _, s := range remove {
+		if a := r.routes[s]; a != nil && a.n+by[s] <= 0 && !slices.Contains(c.Remove, s) {
 			c.Remove = append(c.Remove, s)
 		}
 	}
-	c.Events = events
-	if len(c.Add)+len(c.Remove)+len(c.Events) == 0 {
-		return at, nil
-	}
-	p, err := e.nodes.Announce(c)
-	if err != nil { // nothing of it has happened
-		for _, s := range c.Add {
-			delete(r.routes, s)
+	var at bridge.Position
+	if len(c.Add)+len(c.Remove)+len(c.Events) > 0 {
+		var err error
+		if at, err = e.nodes.Announce(c); err != nil { // nothing of it has happened
+			return 0, fmt.Errorf("announce routes: %w", err)
 		}
-		for _, s := range add {
-			if a := r.routes[s]; a != nil {
-				a.n--
-			}
-		}
-		for _, s := range c.Remove {
-			r.routes[s] = &announced{n: 1}
-		}
-		return 0, fmt.Errorf("announce routes: %w", err)
 	}
 	for _, s := range c.Add {
-		r.routes[s].at = p
+		r.routes[s] = &announced{at: at}
 	}
-	return max(at, p), nil
+	for s, n := range by {
+		if a := r.routes[s]; a != nil {
+			if a.n += n; a.n <= 0 {
+				delete(r.routes, s)
+			}
+		}
+	}
+	for _, s := range add {
+		if a := r.routes[s]; a != nil {
+			at = max(at, a.at)
+		}
+	}
+	return at, nil
 }
 
 // routeWait is how long a SUBACK or CONNACK waits for the other nodes.

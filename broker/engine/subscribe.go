@@ -77,6 +77,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	c.mu.Unlock()
 	for _, sub := range fresh {
 		if sub != nil {
+			e.touch(c.h.id, sub.Filter)
 			if err := e.routeTo(c.h, sub.Subscription); err != nil {
 				e.log.Error("making a shared group", errField(err))
 				if e.nodes.on() { // it would get nothing
@@ -149,6 +150,11 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 		sub := c.subs[filter]
 		if sub == nil {
 			codes[i] = wire.ReasonNoSubscription
+			if _, _, _, valid := herald.SplitShare(filter); valid && c.core.Durable() && e.nodes.on() {
+				// A node that died may have removed its row and told nobody.
+				gone = append(gone, filter)
+				events = append(events, appendUnsubscribed(c.h.id, filter))
+			}
 			continue
 		}
 		remove = append(remove, want(c.h.id, c.core.Durable(), &sub.Subscription)...)
@@ -162,6 +168,7 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 	}
 	c.mu.Unlock()
 	for _, filter := range gone {
+		e.touch(c.h.id, filter)
 		e.unroute(c.h, filter)
 	}
 	if !b.Empty() {

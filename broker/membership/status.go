@@ -29,8 +29,17 @@ type Status struct {
 	// Covered tells for each node up to which ID its commits were looked for or
 	// received here.
 	Covered map[uint16]herald.ID
+	// Wanted are sessions that this node asks others for, because it cannot tell them
+	// in another way. What is too much is left out.
+	Wanted  []Want
 	Leaving bool  // it drains
 	Version uint8 // of the encoding
+}
+
+// Want asks a node for a session.
+type Want struct {
+	Node uint16
+	Name string // of the client; at most 512 bytes
 }
 
 // The layout, numbers in big-endian order:
@@ -39,12 +48,15 @@ type Status struct {
 //	| looked: count 2, each node 2, life 8
 //	| met: the same
 //	| covered: count 2, each node 2, ID 8
+//	| wanted: count 2, each node 2, length of name 2, name
 //
 // Nodes rise within a list.
 const (
 	statusVersion = 1
 	maxAddress    = 255
-	maxStatus     = 19 + maxAddress + 3*(2+10*(herald.MaxNode+1))
+	maxWanted     = 32
+	maxName       = 512
+	maxStatus     = 21 + maxAddress + 3*(2+10*(herald.MaxNode+1)) + maxWanted*(4+maxName)
 
 	flagBridge  = 1
 	flagLeaving = 2
@@ -69,7 +81,23 @@ func (s Status) encode() []byte {
 	b = append(b, address...)
 	b = appendNodes(b, s.Looked)
 	b = appendNodes(b, s.Met)
-	return appendNodes(b, s.Covered)
+	b = appendNodes(b, s.Covered)
+	at, count := len(b), uint16(0)
+	b = append(b, 0, 0)
+	for _, w := range s.Wanted {
+		if count == maxWanted {
+			break
+		}
+		if w.Node > herald.MaxNode || len(w.Name) > maxName {
+			continue
+		}
+		b = binary.BigEndian.AppendUint16(b, w.Node)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Name)))
+		b = append(b, w.Name...)
+		count++
+	}
+	binary.BigEndian.PutUint16(b[at:], count)
+	return b
 }
 
 func appendNodes[V ~uint64](b []byte, m map[uint16]V) []byte {
@@ -105,6 +133,12 @@ func decodeStatus(b []byte) (Status, error) {
 	s.Looked = readNodes[uint64](&r)
 	s.Met = readNodes[uint64](&r)
 	s.Covered = readNodes[herald.ID](&r)
+	for range min(r.uint16(), maxWanted+1) {
+		w := Want{Node: r.uint16()}
+		w.Name = string(r.take(int(r.uint16())))
+		r.bad = r.bad || w.Node > herald.MaxNode || len(w.Name) > maxName || len(s.Wanted) == maxWanted
+		s.Wanted = append(s.Wanted, w)
+	}
 	if r.bad || len(r.b) > 0 || s.Version != statusVersion || flags&^(flagBridge|flagLeaving) != 0 {
 		return Status{}, fmt.Errorf("membership: status: %w", herald.ErrCorrupt)
 	}
