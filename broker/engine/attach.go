@@ -478,6 +478,7 @@ func (e *Engine) endClient(c *client, row persistence.Session) {
 	}
 	e.dropHandle(row.ID)
 	e.queues.forget(row.ID)
+	e.unclaim(c)
 }
 
 // endAtRest ends a session that nobody is connected to.

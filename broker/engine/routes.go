@@ -96,15 +96,18 @@ func (e *Engine) announce(add, remove []string, events [][]byte) (bridge.Positio
 		by[s]--
 	}
 	for _, s := range add {
-		if r.routes[s] == nil && by[s] > 0 && !slices.Contains(c.Add, s) {
+		if r.routes[s] == nil && by[s] > 0 {
 			c.Add = append(c.Add, s)
 		}
 	}
 	for _, s := range remove {
-		if a := r.routes[s]; a != nil && a.n+by[s] <= 0 && !slices.Contains(c.Remove, s) {
+		if a := r.routes[s]; a != nil && a.n+by[s] <= 0 {
 			c.Remove = append(c.Remove, s)
 		}
 	}
+	slices.Sort(c.Add)
+	slices.Sort(c.Remove)
+	c.Add, c.Remove = slices.Compact(c.Add), slices.Compact(c.Remove)
 	var at bridge.Position
 	if len(c.Add)+len(c.Remove)+len(c.Events) > 0 {
 		var err error
