@@ -21,3 +21,11 @@ type Claimer interface {
 	// won. It survives the deletion of the session, so that epochs only rise.
 	Claim(ctx context.Context, kind Kind, name string, old Claim, owner uint16, life uint64) (now Claim, won bool, err error)
 }
+
+// Unclaimer is a Claimer that forgets claims. Clients that come once and choose
+// another id each time would leave one behind each.
+type Unclaimer interface {
+	// Unclaim removes a claim if it is still what stands there. Epochs of that name
+	// begin anew, so it is for its owner, when nothing is left of the session.
+	Unclaim(ctx context.Context, kind Kind, name string, old Claim) error
+}

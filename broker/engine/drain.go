@@ -183,5 +183,6 @@ func (e *Engine) Covered(ctx context.Context) error {
 	if !e.nodes.on() {
 		return nil
 	}
+	e.nodes.BeatNow() // what they look for stands in the row
 	return e.received(ctx)
 }

@@ -306,6 +306,34 @@ func (e *Engine) received(ctx context.Context) error {
 	}
 }
 
+// unclaim gives back the claim of a session that has ended with its connection, if
+// its client does not come back at this moment.
+func (e *Engine) unclaim(c *client) {
+	name := c.name
+	u, ok := e.store.(persistence.Unclaimer)
+	if !ok || !e.nodes.on() {
+		return
+	}
+	e.errand(func() {
+		unlock := e.claims.lock(name)
+		defer unlock()
+		e.clientsMu.RLock()
+		now := e.clients[name]
+		e.clientsMu.RUnlock()
+		k := ownerKey{persistence.Client, name}
+		e.owners.mu.Lock()
+		claim, mine := e.owners.own[k]
+		e.owners.mu.Unlock()
+		if now != nil && now != c || !mine {
+			return
+		}
+		e.owners.drop(k)
+		if err := u.Unclaim(e.life, k.kind, k.name, claim); err != nil && e.life.Err() == nil {
+			e.log.Warn("giving a claim back", errField(err))
+		}
+	})
+}
+
 // dropWill takes a delayed will out of this node's care: who has the session now
 // finds its row.
 func (e *Engine) dropWill(name string) {

@@ -19,10 +19,14 @@ import (
 var (
 	getClaim    = prepare(qb.Select("claim").Columns("owner", "life", "epoch", "proof").Where(qb.Eq("key")))
 	firstClaim  = prepare(qb.Insert("claim").Columns("key", "owner", "life", "epoch", "proof").Unique())
+	dropClaim   = prepare(qb.Delete("claim").Where(qb.Eq("key")).If(qb.EqNamed("epoch", "old"), qb.EqNamed("owner", "from")))
 	changeClaim = prepare(qb.Update("claim").Set("owner", "life", "epoch", "proof").Where(qb.Eq("key")).If(qb.EqNamed("epoch", "old"), qb.EqNamed("owner", "from")))
 )
 
-var _ persistence.Claimer = (*Store)(nil)
+var (
+	_ persistence.Claimer   = (*Store)(nil)
+	_ persistence.Unclaimer = (*Store)(nil)
+)
 
 // Claimed implements [persistence.Claimer].
 func (s *Store) Claimed(ctx context.Context, kind persistence.Kind, name string) (persistence.Claim, error) {
@@ -83,4 +87,17 @@ func (s *Store) Claim(ctx context.Context, kind persistence.Kind, name string, o
 			return persistence.Claim{}, false, fmt.Errorf("claim: %w", herald.ErrClosed)
 		}
 	}
+}
+
+// Unclaim implements [persistence.Unclaimer].
+func (s *Store) Unclaim(ctx context.Context, kind persistence.Kind, name string, old persistence.Claim) error {
+	if err := s.enter(ctx); err != nil {
+		return fmt.Errorf("remove claim: %w", err)
+	}
+	defer s.leave()
+	q := s.query(ctx, dropClaim, sessionKey(kind, name), int64(old.Epoch), int32(old.Owner))
+	if _, err := q.Idempotent(false).RetryPolicy(nil).MapScanCAS(map[string]any{}); err != nil {
+		return s.failed(ctx, "remove claim", err)
+	}
+	return nil
 }

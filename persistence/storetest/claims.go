@@ -35,6 +35,23 @@ var claimTests = []test{
 			h.equal("claimed", got, second)
 		})
 	}},
+	{"a claim that is removed is none, and only by who has it", func(h *harness) {
+		c := h.store.(persistence.Claimer)
+		u := h.store.(persistence.Unclaimer)
+		mine, _, err := c.Claim(ctx, persistence.Client, "gone", persistence.Claim{}, 3, 1)
+		h.noError("claim", err)
+		h.noError("unclaim another's", u.Unclaim(ctx, persistence.Client, "gone", persistence.Claim{Owner: 4, Life: 1, Epoch: 1}))
+		got, err := c.Claimed(ctx, persistence.Client, "gone")
+		h.noError("claimed", err)
+		h.equal("still there", got, mine)
+		h.noError("unclaim", u.Unclaim(ctx, persistence.Client, "gone", mine))
+		got, err = c.Claimed(ctx, persistence.Client, "gone")
+		h.noError("claimed", err)
+		h.equal("gone", got, persistence.Claim{})
+		_, won, err := c.Claim(ctx, persistence.Client, "gone", persistence.Claim{}, 5, 1)
+		h.noError("claim again", err)
+		h.equal("won", won, true)
+	}},
 	{"of two that claim a session at the same moment one wins, every time", func(h *harness) {
 		c := h.store.(persistence.Claimer)
 		const rounds, claimers = 1000, 2
