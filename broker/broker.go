@@ -264,8 +264,8 @@ func (b *Broker) stop() error {
 	})
 	w.Flush()
 	err := b.loop.Stop(ctx)
-	covered := false
-	if alone && b.cluster.Valid() {
+	covered := b.drain.isCovered()
+	if alone && !covered && b.cluster.Valid() {
 		ctx, cancel := part(2)
 		covered = b.engine.Covered(ctx) == nil
 		cancel()

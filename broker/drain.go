@@ -32,12 +32,12 @@ const (
 	// it takes them again.
 	cutAfter  = 3 * time.Second
 	backAfter = 2 * time.Second
-	// It sends them away within cutWithin. It leaves when all are gone, not before
-	// cutLeave and not after cutLast: what the other nodes' clients subscribe to in
-	// the meantime waits for it, eight seconds at most.
+	// It sends them away within cutWithin, and leaves when all are gone and the other
+	// nodes have looked for what it has committed, but after cutLast at the latest:
+	// what other nodes' clients subscribe to in the meantime waits for it, eight
+	// seconds at most.
 	cutWithin = time.Second
-	cutLeave  = 4 * time.Second
-	cutLast   = 5 * time.Second
+	cutLast   = 6 * time.Second
 
 	drainTick = 100 * time.Millisecond
 )
@@ -81,9 +81,11 @@ type drain struct {
 	left chan struct{} // closed when the node is to leave because it is cut off
 
 	// Owned by run, and by the node's stop after it.
-	cutoff cutoff
-	pace   pace
-	away   bool // clients are sent elsewhere
+	cutoff  cutoff
+	pace    pace
+	away    bool          // clients are sent elsewhere
+	covered chan struct{} // closed when the others have looked for what was committed; nil: nobody was asked
+	running sync.WaitGroup
 }
 
 func newDrain(b *Broker) *drain {
@@ -92,6 +94,9 @@ func newDrain(b *Broker) *drain {
 
 // run looks after it until ctx ends or the node is to leave.
 func (d *drain) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer d.running.Wait()
+	defer cancel()
 	t := time.NewTicker(drainTick)
 	defer t.Stop()
 	for {
@@ -100,7 +105,7 @@ func (d *drain) run(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		if d.step(time.Now()) {
+		if d.step(ctx, time.Now()) {
 			close(d.left)
 			return
 		}
@@ -108,7 +113,7 @@ func (d *drain) run(ctx context.Context) {
 }
 
 // step does what is due, and tells whether the node is to leave.
-func (d *drain) step(now time.Time) (leave bool) {
+func (d *drain) step(ctx context.Context, now time.Time) (leave bool) {
 	e := d.b.engine
 	var alone time.Duration
 	if c := d.b.cluster; c != nil {
@@ -131,6 +136,7 @@ func (d *drain) step(now time.Time) (leave bool) {
 		}
 	}
 	if !d.away {
+		d.covered = nil
 		return false
 	}
 	clients := e.Gauges().Clients
@@ -140,10 +146,35 @@ func (d *drain) step(now time.Time) (leave bool) {
 	}
 	d.sent.Add(int64(d.pace.step(now, rate, d.elsewhere)))
 	if !cut || alone == 0 {
+		d.covered = nil
 		return false
 	}
 	e.LetGo()
-	return alone >= cutLast || alone >= cutLeave && clients == 0
+	if clients == 0 && d.covered == nil {
+		d.cover(ctx)
+	}
+	return alone >= cutLast || d.isCovered()
+}
+
+// cover waits beside until the other nodes have looked for what this one, which has
+// no clients any more, has committed.
+func (d *drain) cover(ctx context.Context) {
+	done := make(chan struct{})
+	d.covered = done
+	d.running.Go(func() {
+		if d.b.engine.Covered(ctx) == nil {
+			close(done)
+		}
+	})
+}
+
+func (d *drain) isCovered() bool {
+	select {
+	case <-d.covered: // nil: never
+		return true
+	default:
+		return false
+	}
 }
 
 // othersReach tells whether another node that takes clients reaches Redis.

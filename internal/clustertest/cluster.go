@@ -188,6 +188,7 @@ func (c *Cluster) addNode(i int) error {
 	fmt.Fprintf(&b, "node: {name: %s, data: %q}\n", name, filepath.Join(dir, "data"))
 	fmt.Fprintf(&b, "listeners:\n  - {protocol: tcp, address: %q}\n", mqtt)
 	fmt.Fprintf(&b, "admin: {address: %q}\n", n.admin)
+	fmt.Fprintf(&b, "cluster: {address: %q}\n", mqtt)
 	fmt.Fprintf(&b, "store:\n  engine: scylla\n  scylla: {hosts: [%s], port: %d, keyspace: %s, replication: %d}\n",
 		strings.Join(c.Store.Hosts(), ", "), store, c.keyspace, min(len(c.Store.Hosts()), 3))
 	if redis != "" {
