@@ -143,24 +143,6 @@ func (n *nodes) peers() []*peer {
 	return *n.list.Load()
 }
 
-// find returns what is known of a life, or nil.
-func (n *nodes) find(id bridge.Peer) *peer {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.known[id]
-}
-
-// of returns the newest life of a node, or nil.
-func (n *nodes) of(node uint16) *peer {
-	var newest *peer
-	for _, p := range n.peers() {
-		if p.Node == node && (newest == nil || p.Life() > newest.Life()) {
-			newest = p
-		}
-	}
-	return newest
-}
-
 // Life is the peer's.
 func (p *peer) Life() uint64 { return p.Incarnation }
 

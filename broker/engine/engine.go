@@ -13,8 +13,14 @@
 // messages in retained.go, wills and expiry in housekeeping.go, shared
 // subscriptions in group.go, wide publishes in outbox.go, bounds in queue.go.
 //
+// With many nodes (cluster.go has the overview): forward.go and frame.go between
+// deliver and acknowledge, routes.go for who wants what where, ownership.go for who
+// serves a session, sharing.go, dealer.go and outside.go for shared subscriptions,
+// died.go for what dead nodes leave.
+//
 // Locks, in the order in which they may be taken: claim (one client id),
-// client.reading, group.mu, client.mu, client.pmu, the connection's own.
+// client.reading, groups.mu, group.mu, client.mu, client.pmu, the connection's own;
+// sharing.mu, peer.mu and owners.mu are leaves.
 package engine
 
 import (

@@ -1,0 +1,162 @@
+package engine
+
+import (
+	"slices"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/listen"
+	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// What a group's owner deals to members at other nodes, and what comes back.
+
+// dealAway sends message i of run to a member at another node.
+func (e *Engine) dealAway(g *group, m *member, run *wire.Run, i int, gr *session.Grant, src herald.SessionID) {
+	msg := run.Messages[i]
+	qos := min(m.g.QoS, gr.QoS)
+	var done func(error)
+	if src != 0 {
+		m.out++
+		g.out[msg.ID] = outside{m.h.id, m.at}
+		done = surely
+	}
+	m.at.send(appendDeal(nil, src, m.h.id, qos, m.g.Retain && gr.Retain, m.g.Identifiers, msg), done, 0)
+}
+
+// dealt delivers what the owner of a group has dealt to a client here.
+func (e *Engine) dealt(p *peer, f *frame, w *listen.Worker) {
+	if f.group != 0 {
+		s := &e.sharing
+		s.mu.Lock()
+		s.dealers[f.group] = p.Peer
+		s.mu.Unlock()
+	}
+	m := f.messages[0]
+	delivered := false
+	if h := e.memberHere(f.session); h != nil {
+		if c := h.live.Load(); c != nil {
+			e.step(c, c.core, w, func(env session.Env, fx *session.Effects) {
+				delivered = true
+				if f.group != 0 && (f.grant.QoS == 0 || m.QoS == 0) {
+					fx.Settled = append(fx.Settled, session.Settled{Source: f.group, ID: m.ID})
+				}
+				c.core.Deliver(wire.MakeRun(f.messages), 0, 1, f.grant, f.group, env, fx)
+			})
+		}
+	}
+	if !delivered && f.group != 0 {
+		p.send(appendDone(nil, f.group, nil, []herald.ID{m.ID}), surely, 0)
+	}
+}
+
+// memberHere finds a session that shares groups and is connected here; its handle is
+// not known otherwise if it ends with its connection.
+func (e *Engine) memberHere(id herald.SessionID) *handle {
+	s := &e.sharing
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, members := range s.here {
+		if h := members[id]; h != nil {
+			return h
+		}
+	}
+	return nil
+}
+
+// tellOwner tells the owner of a group what became of entries that clients here had.
+func (e *Engine) tellOwner(group herald.SessionID, settled, back []herald.ID) {
+	s := &e.sharing
+	s.mu.Lock()
+	to, ok := s.dealers[group]
+	key := s.keys[group]
+	s.mu.Unlock()
+	if !ok || !e.nodes.Live(to) {
+		c, err := e.nodes.store.Claimed(e.life, persistence.Group, key)
+		if err != nil {
+			e.log.Warn("looking for the owner of a shared group", errField(err))
+			return
+		}
+		to = ownerOf(c)
+	}
+	if to == e.nodes.self {
+		e.done(group, settled, back)
+		return
+	}
+	if e.nodes.Live(to) {
+		e.meet(to).send(appendDone(nil, group, settled, back), surely, 0)
+	}
+}
+
+// outside is who has an entry that was dealt to another node, and where it was then.
+type outside struct {
+	who herald.SessionID
+	at  *peer
+}
+
+// surely makes a frame wait for Redis rather than be lost.
+func surely(error) {}
+
+// done takes what became of entries that members at another node had.
+func (e *Engine) done(id herald.SessionID, settled, back []herald.ID) {
+	g := e.groups.find(id)
+	if g == nil {
+		return // it has another owner, who has asked
+	}
+	g.mu.Lock()
+	for _, id := range settled {
+		g.returned(id)
+		g.core.Settled(id)
+	}
+	for _, id := range back {
+		g.returned(id)
+	}
+	g.core.TakeBack(back)
+	g.mu.Unlock()
+	e.groups.wakeSoon(e, g)
+}
+
+// returned notes that a member at another node has one less; g.mu is held.
+func (g *group) returned(id herald.ID) {
+	o, ok := g.out[id]
+	if !ok {
+		return
+	}
+	delete(g.out, id)
+	for i := range g.members {
+		if m := &g.members[i]; m.h.id == o.who && m.out > 0 {
+			m.out--
+		}
+	}
+}
+
+// bereave takes back what members had who were connected to a node that is dead,
+// but for what a durable one has begun at QoS 2 and goes on with.
+func (e *Engine) bereave(p *peer) {
+	for _, g := range e.groups.all() {
+		g.mu.Lock()
+		of := make(map[herald.SessionID][]herald.ID)
+		for id, o := range g.out {
+			if o.at == p {
+				of[o.who] = append(of[o.who], id)
+			}
+		}
+		g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.at == p })
+		g.mu.Unlock()
+		for who, ids := range of {
+			if len(ids) == 0 {
+				continue
+			}
+			win, err := e.store.Window(e.life, who)
+			if err != nil {
+				e.log.Error("reading what a member had begun", sessionField(who), errField(err))
+				continue
+			}
+			ids = slices.DeleteFunc(ids, func(id herald.ID) bool {
+				return slices.ContainsFunc(win.Sent, func(s persistence.Sent) bool { return s.Source == g.row.ID && s.ID == id })
+			})
+			e.done(g.row.ID, nil, ids)
+		}
+	}
+}
