@@ -9,7 +9,7 @@
 //	deliver.go      to the sessions that are connected here
 //	acknowledge.go  to the publisher, in the order in which it published
 //
-// Sessions come and go in attach.go, subscriptions in subscribe.go, retained
+// Sessions come in attach.go and go in detach.go, subscriptions in subscribe.go, retained
 // messages in retained.go, wills and expiry in housekeeping.go, shared
 // subscriptions in group.go, wide publishes in outbox.go, bounds in queue.go.
 //
