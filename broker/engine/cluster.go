@@ -85,19 +85,22 @@ type peer struct {
 	holding atomic.Int32                      // len(held)
 
 	mu      sync.Mutex // guards below
-	parcels uint64     // how many frames that somebody waits for were sent
+	parcels uint64     // how many frames were sent
 	queue   []parcel   // those that the bridge did not take, ascending by number
+	behind  []parcel   // those that wait until the peer was told to look
+	waiting int        // bytes of both that nobody waits for
 	// held is who waits for frames that the bridge keeps, by their first byte; nil:
 	// nobody any more.
-	held   map[*byte]func(error)
-	gap    bool      // a frame that nobody waited for was lost
-	gapTo  herald.ID // all that was lost lies at or below
-	fresh  bool      // it was sent something since it was told
-	told   herald.ID // the newest closed time that it was told
-	toldAt time.Time
-	asked  herald.ID // it waits until it is told of this
-	asking herald.ID // the same, of it
-	routes map[string]struct{}
+	held    map[*byte]func(error)
+	gap     bool      // a frame that nobody waited for was lost
+	closing bool      // what comes is kept again, and the peer will be told to look
+	gapTo   herald.ID // all that was lost lies at or below
+	fresh   bool      // it was sent something since it was told
+	told    herald.ID // the newest closed time that it was told
+	toldAt  time.Time
+	asked   herald.ID // it waits until it is told of this
+	asking  herald.ID // the same, of it
+	routes  map[string]struct{}
 
 	// What has arrived of it. shown: entries up to here may be taken from an inbox;
 	// closed: nothing at or below will turn up any more that has not. arrived are
@@ -114,14 +117,6 @@ type remote struct {
 }
 
 type idRange struct{ first, last herald.ID }
-
-// parcel is a frame that waits for Redis.
-type parcel struct {
-	number uint64 // of those to one peer that somebody waits for
-	frame  []byte
-	done   func(error)
-	kept   bool // nobody waits for it any more
-}
 
 func (n *nodes) on() bool { return n.Cluster != nil }
 
@@ -474,12 +469,14 @@ func (p *peer) tell(closed herald.ID, now time.Time) {
 	}
 	kind := frameClosed
 	if p.gap {
-		if closed < p.gapTo {
+		if !p.closing || closed < p.gapTo {
 			return
 		}
 		kind = frameLook
 	}
 	if p.e.nodes.AppendAsync(p.Peer, appendClosed(nil, kind, closed), nil) == nil {
-		p.told, p.toldAt, p.gap, p.fresh = closed, now, false, false
+		p.told, p.toldAt, p.gap, p.closing, p.fresh = closed, now, false, false, false
+		p.queue, p.behind = p.behind, nil
+		p.drainLocked()
 	}
 }

@@ -125,12 +125,16 @@ func (p *peer) letGo() (dropped int) {
 	var waiting []func(error)
 	bytes, kept := 0, p.queue[:0]
 	for _, f := range p.queue {
-		if !f.kept {
+		if !f.kept && f.done != nil {
 			waiting = append(waiting, f.done)
 			f.kept, f.done = true, func(error) {}
 		}
 		if bytes += len(f.frame); bytes > keptBytes {
 			dropped++
+			if f.done == nil {
+				p.waiting -= len(f.frame)
+			}
+			p.loseLocked(f.id)
 			continue
 		}
 		kept = append(kept, f)

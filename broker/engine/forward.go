@@ -1,9 +1,6 @@
 package engine
 
 import (
-	"cmp"
-	"errors"
-	"slices"
 	"strings"
 
 	"github.com/herald-mqtt/herald"
@@ -122,112 +119,6 @@ func (e *Engine) forwardQoS0(s *scratch, name string, run *wire.Run, from herald
 	}
 	for _, t := range to {
 		t.peer.send(frame, nil, 0)
-	}
-}
-
-// send sends a frame to the peer, behind all that was sent before. done, if not
-// nil, is called when Redis has it, or with an error when this node gives up; a
-// frame without it that cannot be taken is lost, and the peer told to look for
-// what had an ID up to id.
-func (p *peer) send(frame []byte, done func(error), id herald.ID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.over {
-		if done != nil {
-			done(nil) // nobody is there any more
-		}
-		return
-	}
-	p.drainLocked()
-	f := parcel{frame: frame, done: done}
-	if done != nil {
-		p.parcels++
-		f.number = p.parcels
-	}
-	p.sendLocked(f, id)
-}
-
-func (p *peer) sendLocked(f parcel, id herald.ID) {
-	if len(p.queue) > 0 {
-		if f.done != nil {
-			p.queue = append(p.queue, f)
-		} else {
-			p.loseLocked(id)
-		}
-		return
-	}
-	err := p.appendLocked(f)
-	switch {
-	case err == nil:
-	case f.done == nil:
-		p.loseLocked(id)
-	case errors.Is(err, bridge.ErrGone), errors.Is(err, bridge.ErrTooLarge):
-		f.done(nil)
-	case errors.Is(err, herald.ErrClosed):
-		f.done(err)
-	default:
-		p.queue = append(p.queue, f)
-	}
-}
-
-func (p *peer) loseLocked(id herald.ID) {
-	if id != 0 {
-		p.gap, p.gapTo = true, max(p.gapTo, id)
-	}
-}
-
-// appendLocked gives the bridge a frame.
-func (p *peer) appendLocked(f parcel) error {
-	if f.done == nil {
-		return p.e.nodes.AppendAsync(p.Peer, f.frame, nil)
-	}
-	return p.e.nodes.AppendAsync(p.Peer, f.frame, func(err error) {
-		switch {
-		case errors.Is(err, bridge.ErrHeld):
-			p.hold(f) // it is on its way, and will be reported again
-		case p.released(f):
-		case errors.Is(err, bridge.ErrUnavailable): // given back, while later ones wait already
-			p.mu.Lock()
-			if p.over {
-				p.mu.Unlock()
-				f.done(nil)
-				return
-			}
-			at, _ := slices.BinarySearchFunc(p.queue, f.number, func(o parcel, n uint64) int { return cmp.Compare(o.number, n) })
-			p.queue = slices.Insert(p.queue, at, f)
-			p.mu.Unlock()
-		case errors.Is(err, bridge.ErrGone):
-			f.done(nil)
-		default:
-			f.done(err)
-		}
-	})
-}
-
-// drainLocked gives the bridge what waits, if it takes it again.
-func (p *peer) drainLocked() {
-	if len(p.queue) == 0 || !p.e.nodes.Available() {
-		return
-	}
-	queue := p.queue
-	p.queue = nil
-	for i, f := range queue {
-		p.sendLocked(f, 0)
-		if len(p.queue) > 0 {
-			p.queue = append(p.queue, queue[i+1:]...)
-			return
-		}
-	}
-}
-
-// fail gives up what waits.
-func (p *peer) fail(err error) {
-	p.mu.Lock()
-	queue := p.queue
-	p.queue, p.over = nil, true
-	p.mu.Unlock()
-	for _, f := range queue {
-		f.done(err)
 	}
 }
 
