@@ -335,5 +335,6 @@ func (b *Broker) Drain(rate int) error {
 	if b.drain.rate.Swap(int64(rate)) == 0 {
 		b.log.Info("draining", zap.Int("rate", rate))
 	}
+	b.engine.Divert(b.drain.elsewhere) // from now on; the rest is run's
 	return nil
 }
