@@ -50,6 +50,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count("qos2_duplicates_total", "QoS 2 PUBLISH packets that were sent again and not delivered again.", s.Duplicates.Load())
 	count("takeovers_total", "Connections that another one of the same client replaced.", s.TakeOvers.Load())
 	count("wills_total", "Wills published.", s.Wills.Load())
+	if c.b.cluster != nil {
+		count("bad_frames_total", "Frames and announcements of other nodes that could not be decoded.", s.BadFrames.Load())
+		count("forwarded_total", "Messages that other nodes have sent.", s.Forwarded.Load())
+		count("sent_elsewhere_total", "Clients that were told to go to another node.", c.b.drain.sent.Load())
+	}
 	count("protocol_errors_total", "Connections closed because of what they sent.", s.Rejected.Load())
 	g := c.b.engine.Gauges()
 	gauge("clients", "Clients connected.", int64(g.Clients))
