@@ -82,7 +82,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		return Connack{}, ErrBusy
 	}
 
-	died, err := e.secure(name)
+	died, err := e.secure(name, con.Clean)
 	if err != nil {
 		return Connack{}, err
 	}

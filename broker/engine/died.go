@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -89,6 +90,26 @@ func (e *Engine) adopted(node uint16, life uint64, at int64, outlives map[herald
 		wills = append(wills, w)
 	}
 	return wills, nil
+}
+
+// resumed tells whether the client of a will that is due has come back, to a node
+// that could not tell this one: it had the will from one that is dead.
+func (e *Engine) resumed(w *persistence.Will) (bool, error) {
+	if !e.nodes.on() {
+		return false, nil
+	}
+	row, err := e.store.Session(e.life, persistence.Client, w.Client)
+	switch {
+	case errors.Is(err, herald.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case row.ID != w.Session:
+		return false, nil
+	case row.Disconnected == 0:
+		return true, nil
+	}
+	return row.Disconnected+int64(min(w.Delay, row.ExpiryInterval))*1000 > w.Due, nil
 }
 
 // Finished tells that nothing is left to be finished of a dead node: the sessions

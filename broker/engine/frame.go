@@ -28,7 +28,8 @@ func nodeField(p bridge.Peer) zap.Field {
 //	closed   ID: every frame for what lies at or below was sent before
 //	ask      ID: tell when it is closed
 //	look     ID: some were lost; look at the inboxes
-//	release  request, kind, epoch, name: who asks wants to serve the session
+//	release  request, kind and whether it ends, epoch, name: who asks wants to serve
+//	         the session, or to end it
 //	deal     group, session, how, identifiers, publish: for a member of a group
 //	done     group, settled IDs, IDs taken back: of what was dealt
 //	askheld  request, group
@@ -75,6 +76,7 @@ type frame struct {
 	request  uint64
 	epoch    uint64
 	subject  persistence.Kind
+	ends     bool
 	name     string
 
 	group, session herald.SessionID
@@ -172,8 +174,14 @@ func appendClosed(b []byte, kind byte, id herald.ID) []byte {
 	return binary.BigEndian.AppendUint64(begin(b, kind), uint64(id))
 }
 
-func appendRelease(b []byte, request uint64, kind persistence.Kind, epoch uint64, name string) []byte {
+// flagEnds in the kind of a release: the session is to end.
+const flagEnds = 0x80
+
+func appendRelease(b []byte, request uint64, kind persistence.Kind, ends bool, epoch uint64, name string) []byte {
 	b = binary.BigEndian.AppendUint64(begin(b, frameRelease), request)
+	if ends {
+		kind |= flagEnds
+	}
 	b = append(b, byte(kind))
 	b = binary.BigEndian.AppendUint64(b, epoch)
 	return appendBytes(b, name)
@@ -313,6 +321,7 @@ func decodeFrame(b []byte) (f frame, err error) {
 		f.id = herald.ID(r.uint64())
 	case frameRelease:
 		f.request, f.subject, f.epoch = r.uint64(), persistence.Kind(r.byte()), r.uint64()
+		f.subject, f.ends = f.subject&^flagEnds, f.subject&flagEnds != 0
 		f.name = string(r.bytes())
 	case frameGranted:
 		f.request, f.epoch = r.uint64(), r.uint64()

@@ -229,14 +229,20 @@ func (e *Engine) expireSessions(now int64) {
 func (e *Engine) expireClient(row persistence.Session, now int64) error {
 	unlock := e.claims.lock(row.Name)
 	defer unlock()
-	if _, err := e.claim(e.ctx, ownerKey{persistence.Client, row.Name}); err != nil {
-		return err
+	over := func() (again persistence.Session, ok bool) {
+		again, err := e.store.Session(e.ctx, persistence.Client, row.Name)
+		return again, err == nil && again.ID == row.ID && again.Expires != 0 && again.Expires <= now
 	}
-	again, err := e.store.Session(e.ctx, persistence.Client, row.Name)
-	if err != nil || again.ID != row.ID || again.Expires == 0 || again.Expires > now {
+	if _, ok := over(); !ok { // nobody is asked for it, who would lose his connection
 		return nil
 	}
-	return e.endAtRest(again)
+	if _, err := e.claim(e.ctx, ownerKey{persistence.Client, row.Name}, true); err != nil {
+		return err
+	}
+	if again, ok := over(); ok {
+		return e.endAtRest(again)
+	}
+	return nil
 }
 
 // newWill is the will of a CONNECT.
@@ -299,11 +305,19 @@ func (d *delayedWills) publishDue(e *Engine, now int64) {
 	}
 	d.next = math.MaxInt64
 	for id, w := range d.m {
-		if w.Due <= now {
-			delete(d.m, id)
-			e.publishWill(w)
-		} else {
+		if w.Due > now {
 			d.next = min(d.next, w.Due)
+			continue
+		}
+		resumed, err := e.resumed(w)
+		if err != nil {
+			w.Due = now + 1000
+			d.next = min(d.next, w.Due)
+			continue
+		}
+		delete(d.m, id)
+		if !resumed {
+			e.publishWill(w)
 		}
 	}
 }

@@ -105,9 +105,10 @@ func ownerOf(c persistence.Claim) bridge.Peer {
 	return bridge.Peer{Node: c.Owner, Incarnation: c.Life}
 }
 
-// claim makes this node the owner of a session; died tells that the last owner's
-// life had ended without its giving it up. The caller has the name's lock.
-func (e *Engine) claim(ctx context.Context, k ownerKey) (died bool, err error) {
+// claim makes this node the owner of a session, which it wants to go on with, or to
+// end; died tells that the last owner's life had ended without its giving it up. The
+// caller has the name's lock.
+func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool) (died bool, err error) {
 	n := &e.nodes
 	if !n.on() || e.owners.owns(k) {
 		return false, nil
@@ -125,7 +126,7 @@ func (e *Engine) claim(ctx context.Context, k ownerKey) (died bool, err error) {
 			e.owners.set(k, old)
 			return died, nil
 		case old.Epoch != 0 && n.Live(last):
-			if err := e.askFor(ctx, k, old); err != nil {
+			if err := e.askFor(ctx, k, old, ends); err != nil {
 				return false, err
 			}
 			continue
@@ -148,12 +149,12 @@ func (e *Engine) claim(ctx context.Context, k ownerKey) (died bool, err error) {
 
 // askFor asks the owner of a claim for it and returns when it has answered, or may
 // have.
-func (e *Engine) askFor(ctx context.Context, k ownerKey, old persistence.Claim) error {
+func (e *Engine) askFor(ctx context.Context, k ownerKey, old persistence.Claim, ends bool) error {
 	request, answer := e.owners.ask()
 	defer e.owners.asked(request)
 	p := e.meet(ownerOf(old))
 	if e.nodes.Available() {
-		p.send(appendRelease(nil, request, k.kind, old.Epoch, k.name), nil, 0)
+		p.send(appendRelease(nil, request, k.kind, ends, old.Epoch, k.name), nil, 0)
 	} else {
 		e.owners.want(k, p.Peer)
 		defer e.owners.unwant(k)
@@ -223,7 +224,7 @@ func (e *Engine) giveWanted(to *peer, wanted []membership.Want) {
 // giveUp gives a session to a node that asks for it.
 func (e *Engine) giveUp(to *peer, f *frame) {
 	k := ownerKey{f.subject, f.name}
-	epoch, err := e.handOver(to, k)
+	epoch, err := e.handOver(to, k, f)
 	if err != nil {
 		e.log.Warn("giving a session up", nodeField(to.Peer), errField(err))
 		return // it asks again
@@ -232,21 +233,23 @@ func (e *Engine) giveUp(to *peer, f *frame) {
 }
 
 // handOver ends what this node has of a session and makes another its owner.
-func (e *Engine) handOver(to *peer, k ownerKey) (epoch uint64, err error) {
+func (e *Engine) handOver(to *peer, k ownerKey, f *frame) (epoch uint64, err error) {
 	if k.kind != persistence.Client {
 		return 0, errors.New("only sessions are given up")
 	}
 	unlock := e.claims.lock(k.name)
 	defer unlock()
-	return e.handOverLocked(to, k, func() {
+	return e.handOverLocked(to, k, f.epoch, func() {
 		w := listen.NewWorker()
 		e.takeOver(k.name, nil, w)
 		w.Flush()
-		e.dropWill(k.name)
+		e.dropWill(k.name, f.ends)
 	})
 }
 
-func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64, err error) {
+// handOverLocked gives up what was claimed under an epoch; 0: whichever. One that
+// asks for an earlier one has had it, and lost it again.
+func (e *Engine) handOverLocked(to *peer, k ownerKey, epoch uint64, end func()) (next uint64, err error) {
 	n := &e.nodes
 	old, err := n.store.Claimed(e.life, k.kind, k.name)
 	if err != nil {
@@ -255,6 +258,9 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, end func()) (epoch uint64,
 	if ownerOf(old) != n.self {
 		e.owners.drop(k)
 		return 0, nil // the store knows
+	}
+	if epoch != 0 && epoch != old.Epoch {
+		return 0, nil
 	}
 	end()
 	// What was published before must not be overtaken by what is published over
@@ -334,18 +340,21 @@ func (e *Engine) unclaim(c *client) {
 	})
 }
 
-// dropWill takes a delayed will out of this node's care: who has the session now
-// finds its row.
-func (e *Engine) dropWill(name string) {
+// dropWill takes a delayed will out of this node's care: who goes on with the session
+// removes its row. If the session ends the will is due [MQTT-3.1.3-9].
+func (e *Engine) dropWill(name string, ends bool) {
 	row, err := e.store.Session(e.life, persistence.Client, name)
-	if err == nil {
-		e.wills.take(row.ID)
+	if err != nil {
+		return
+	}
+	if will := e.wills.take(row.ID); will != nil && ends {
+		e.publishWill(will)
 	}
 }
 
 // secure claims a client's session before it is loaded. It tells whether what an
 // earlier owner may still have in flight is to be sealed off.
-func (e *Engine) secure(name string) (died bool, err error) {
+func (e *Engine) secure(name string, ends bool) (died bool, err error) {
 	if !e.nodes.on() {
 		return false, nil
 	}
@@ -353,7 +362,7 @@ func (e *Engine) secure(name string) (died bool, err error) {
 		return false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
 	}
 	began := time.Now()
-	if died, err = e.claim(e.life, ownerKey{persistence.Client, name}); err != nil {
+	if died, err = e.claim(e.life, ownerKey{persistence.Client, name}, ends); err != nil {
 		e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
 		return false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
 	}
