@@ -310,9 +310,6 @@ func (b *Broker) Ready() []string {
 		if !b.cluster.Valid() {
 			why = append(why, "the node's lease has run out")
 		}
-		if !b.cluster.Available() {
-			why = append(why, "redis is not available")
-		}
 	}
 	return why
 }
