@@ -10,7 +10,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/listen"
 	"github.com/herald-mqtt/herald/broker/wire"
 )
@@ -320,17 +319,14 @@ func (b *Broker) letGo() (stop func()) {
 
 // Drain sends the clients to other nodes, at rate connections a second (0:
 // [DrainRate]), and takes no new ones until the node is stopped. It returns at once;
-// a second call changes the rate. The error wraps [herald.ErrUnavailable] when the
-// node does not serve, or says what is wrong with the rate.
+// a second call changes the rate. It may be called before Run. The error says what is
+// wrong with the rate.
 func (b *Broker) Drain(rate int) error {
 	switch {
 	case rate < 0 || rate > maxDrainRate:
 		return fmt.Errorf("rate must be 1 to %d connections a second, not %d", maxDrainRate, rate)
 	case rate == 0:
 		rate = DrainRate
-	}
-	if !b.serving.Load() {
-		return fmt.Errorf("%w: the node does not serve", herald.ErrUnavailable)
 	}
 	if b.drain.rate.Swap(int64(rate)) == 0 {
 		b.log.Info("draining", zap.Int("rate", rate))

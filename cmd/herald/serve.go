@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,6 +73,7 @@ type server struct {
 	out    io.Writer
 
 	node     atomic.Pointer[node] // nil until it is opened
+	drained  atomic.Int64         // the rate at which it was told to; 0: it was not
 	stopping atomic.Bool
 }
 
@@ -165,6 +167,11 @@ func (s *server) serve(ctx context.Context, opened chan<- struct{}) error {
 		if n = s.again(ctx); n == nil {
 			return nil // there is nothing to be stopped
 		}
+		if rate := s.drained.Load(); rate > 0 { // until the process ends
+			if err := s.drainNode(n, int(rate)); err != nil {
+				s.log.Error("draining again", zap.Error(err))
+			}
+		}
 		s.node.Store(&n)
 		err = n.Run(ctx)
 	}
@@ -242,24 +249,19 @@ func (s *server) ready() []string {
 	return reasons
 }
 
-// operated is what a node may let operators do.
+// operated is what operators may do with a node.
 type operated interface {
 	Status() broker.Status
 	Drain(rate int) error
 }
 
-func (s *server) operated() (operated, bool) {
-	n := s.node.Load()
-	if n == nil {
-		return nil, false
-	}
-	o, ok := (*n).(operated)
-	return o, ok
-}
-
 // status is what the node says of itself; nil before it is opened.
 func (s *server) status() any {
-	o, ok := s.operated()
+	n := s.node.Load()
+	if n == nil {
+		return nil
+	}
+	o, ok := (*n).(operated)
 	if !ok {
 		return nil
 	}
@@ -273,9 +275,21 @@ func (s *server) status() any {
 }
 
 func (s *server) drain(rate int) error {
-	o, ok := s.operated()
-	if !ok {
+	n := s.node.Load()
+	if n == nil {
 		return fmt.Errorf("%w: the node is starting", herald.ErrUnavailable)
+	}
+	err := s.drainNode(*n, rate)
+	if err == nil {
+		s.drained.Store(int64(cmp.Or(rate, broker.DrainRate)))
+	}
+	return err
+}
+
+func (*server) drainNode(n node, rate int) error {
+	o, ok := n.(operated)
+	if !ok {
+		return fmt.Errorf("%w: this node cannot drain", herald.ErrUnavailable)
 	}
 	return o.Drain(rate)
 }
