@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/herald-mqtt/herald/internal/bench"
+	"github.com/herald-mqtt/herald/internal/bench/load"
 	"github.com/herald-mqtt/herald/internal/bench/peer"
 	"github.com/herald-mqtt/herald/internal/clustertest"
 )
@@ -148,7 +149,20 @@ func (b *bed) once(ctx context.Context, f *figure, w way) (s bench.Sample, err e
 	if b.options.profile != "" && w != bridged {
 		b.profile(ctx, &profiles, f.name+"-"+strings.ReplaceAll(string(w), " ", "-"), c.Warmup+c.Duration)
 	}
-	s, result, err := bench.MeasureAll(ctx, c, pids, helpers)
+	var result *load.Result
+	for range patience {
+		if w != bridged {
+			if err := b.cluster.Await(ctx); err != nil {
+				return s, err
+			}
+		}
+		// One that did not begin is no run: a node that gets no processor for
+		// longer than its lease refuses clients until it has begun a new life.
+		if s, result, err = bench.MeasureAll(ctx, c, pids, helpers); result != nil || err == nil {
+			break
+		}
+		say("%s %s: begun again: %v", f.name, w, err)
+	}
 	if perr := profiles.Wait(); perr != nil {
 		say("profile: %v", perr)
 	}

@@ -112,8 +112,8 @@ func durable(r *report) {
 		if !o.OK || cores == 0 {
 			continue
 		}
-		r.note("%s: %s messages a second, in and out, per core of the brokers; TBMQ publishes %s for its own", w,
-			bench.Number(o.Median.Value/cores), bench.Number(perCore))
+		r.note("%s: %s messages a second, in and out, in %.2f cores of the brokers: %s per core; TBMQ publishes %s for its own", w,
+			bench.Number(o.Median.Value), cores, bench.Number(o.Median.Value/cores), bench.Number(perCore))
 		r.note("%s: bound by %s", w, bound(o.Median))
 	}
 }

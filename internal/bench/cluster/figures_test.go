@@ -64,7 +64,7 @@ func TestDurableIsTold(t *testing.T) {
 	r := report{Outcomes: map[way]bench.Outcome{across: outcome(6000)}}
 	durable(&r)
 	told := strings.Join(r.Notes, "\n")
-	if len(r.Verdicts) != 0 || !strings.Contains(told, "12,000 messages a second") || !strings.Contains(told, "the database 64.00, the brokers 0.50") {
+	if len(r.Verdicts) != 0 || !strings.Contains(told, "6,000 messages a second, in and out, in 0.50 cores of the brokers: 12,000 per core") || !strings.Contains(told, "the database 64.00, the brokers 0.50") {
 		t.Errorf("%v %q", r.Verdicts, told)
 	}
 	if idle := bound(bench.Sample{}); !strings.HasPrefix(idle, "waiting") {
