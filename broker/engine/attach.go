@@ -82,7 +82,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		return Connack{}, ErrBusy
 	}
 
-	died, err := e.secure(name, con.Clean)
+	died, moved, err := e.secure(name, con.Clean)
 	if err != nil {
 		return Connack{}, err
 	}
@@ -90,6 +90,9 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	exists := err == nil
 	if err != nil && !errors.Is(err, herald.ErrNotFound) {
 		return Connack{}, err
+	}
+	if moved && exists {
+		e.follow()
 	}
 	if exists && (con.Clean || old.Expires != 0 && old.Expires <= now) {
 		if err := e.endAtRest(old); err != nil {

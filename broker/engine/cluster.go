@@ -107,6 +107,7 @@ type peer struct {
 	// the IDs of frames that came and lie above, as ranges.
 	shown, closed herald.ID
 	arrived       []idRange
+	unnoted       herald.ID // of what came and is not in arrived
 	over          bool // dead, and its entries have been looked for
 }
 
@@ -223,6 +224,11 @@ func (n *nodes) passed(quit <-chan struct{}, id herald.ID) bool {
 	return true
 }
 
+// maxArrived bounds the ranges of IDs that are kept of a peer. When there are more,
+// because its closed time stands still, what comes is left in the inboxes until
+// closed time has passed it.
+const maxArrived = 4096
+
 // came notes the IDs of a run that arrived.
 func (p *peer) came(msgs []*herald.Message) {
 	if msgs[0].ID == 0 {
@@ -231,8 +237,12 @@ func (p *peer) came(msgs []*herald.Message) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := idRange{msgs[0].ID, msgs[len(msgs)-1].ID}
-	if k := len(p.arrived); k > 0 && p.arrived[k-1].last < r.first && r.first-p.arrived[k-1].last == 1 {
+	if k := len(p.arrived); k > 0 && p.unnoted <= p.closed && p.arrived[k-1].last < r.first && r.first-p.arrived[k-1].last == 1 {
 		p.arrived[k-1].last = r.last
+		return
+	}
+	if len(p.arrived) >= maxArrived || p.unnoted > p.closed {
+		p.unnoted = max(p.unnoted, r.last) // nor what comes behind it: that would be ahead of it
 		return
 	}
 	p.arrived = append(p.arrived, r)

@@ -164,6 +164,9 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 			b.Wills = append(b.Wills, *will)
 		}
 	}
+	if e.nodes.on() {
+		e.nodes.store.Observe(e.flight.newest()) // who reads the row is ahead of it: see follow
+	}
 	if !b.Empty() {
 		e.commitSurely(&b, "putting a session away", c.h.id)
 	}

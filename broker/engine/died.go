@@ -121,6 +121,7 @@ func (e *Engine) resumed(w *persistence.Will) (bool, error) {
 func (e *Engine) Finished(m persistence.Member) error {
 	e.nodes.dying.Lock()
 	defer e.nodes.dying.Unlock()
+	e.follow()
 	for _, p := range e.nodes.peers() { // of a node that died often, lives may have gone unseen
 		if p.Node == m.Node && p.Life() <= m.Life {
 			e.look(p, math.MaxUint64)

@@ -227,6 +227,9 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 // Start reads what the store knows of sessions, begins to serve and returns.
 // The caller accepts connections after it.
 func (e *Engine) Start(ctx context.Context) error {
+	if e.nodes.on() {
+		e.follow()
+	}
 	e.workers = newWorkers(e)
 	if err := e.load(ctx); err != nil {
 		return fmt.Errorf("engine: load sessions: %w", err)

@@ -352,21 +352,32 @@ func (e *Engine) dropWill(name string, ends bool) {
 	}
 }
 
-// secure claims a client's session before it is loaded. It tells whether what an
-// earlier owner may still have in flight is to be sealed off.
-func (e *Engine) secure(name string, ends bool) (died bool, err error) {
-	if !e.nodes.on() {
-		return false, nil
+// follow has this node give out no ID from now on that is not above all that the
+// store has seen: those of a session's earlier messages, whose owner wrote its row
+// after them, and those of a life that is Finished.
+func (e *Engine) follow() {
+	if c, ok := e.store.(interface{ Clock() herald.ID }); ok {
+		e.ids.ObserveAll(c.Clock())
 	}
+}
+
+// secure claims a client's session before it is loaded. died tells that what an
+// earlier owner may still have in flight is to be sealed off, moved that this node did
+// not have the claim.
+func (e *Engine) secure(name string, ends bool) (died, moved bool, err error) {
+	if !e.nodes.on() {
+		return false, false, nil
+	}
+	moved = !e.owners.owns(ownerKey{persistence.Client, name})
 	if !e.nodes.Valid() {
-		return false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
+		return false, false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
 	}
 	began := time.Now()
 	if died, err = e.claim(e.life, ownerKey{persistence.Client, name}, ends); err != nil {
 		e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
-		return false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
+		return false, false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
 	}
-	return died, nil
+	return died, moved, nil
 }
 
 // errandSlots bounds what runs at the same time on behalf of other nodes.

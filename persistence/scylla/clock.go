@@ -47,3 +47,9 @@ func (c *stamps) saw(v int64) {
 func idStamp(id herald.ID) int64 {
 	return id.Time().UnixMilli()*1000 + int64(id.Node())*1000/(herald.MaxNode+1)
 }
+
+// Clock is an ID at or above all that this node has seen, in what it wrote, in what it
+// read, and of lives that [Store.Members] has shown to be Finished.
+func (s *Store) Clock() herald.ID {
+	return max(herald.IDAt(s.clock.last.Load()/1000+1), s.MaxID())
+}
