@@ -60,7 +60,7 @@ type nodes struct {
 
 	wanted chan struct{} // of capacity 1: somebody waits to be told
 
-	dying sync.Mutex // held while a dead node is seen to; taken before all others
+	dying gate // held while a dead node is seen to; taken before all others
 
 	list   atomic.Pointer[[]*peer] // known, for those who only look
 	closed atomic.Uint64           // the least of the peers' closed
@@ -108,7 +108,7 @@ type peer struct {
 	shown, closed herald.ID
 	arrived       []idRange
 	unnoted       herald.ID // of what came and is not in arrived
-	over          bool // dead, and its entries have been looked for
+	over          bool      // dead, and its entries have been looked for
 }
 
 // remote is a peer in the index of remote routes.
@@ -125,7 +125,7 @@ func (n *nodes) on() bool { return n.Cluster != nil }
 func (n *nodes) init(c Cluster, store persistence.Cluster) {
 	n.Cluster, n.store, n.self = c, store, c.Self()
 	n.known = make(map[bridge.Peer]*peer)
-	n.wanted = make(chan struct{}, 1)
+	n.wanted, n.dying = make(chan struct{}, 1), newGate()
 	n.moved = make(chan struct{})
 	n.closed.Store(math.MaxUint64)
 	n.list.Store(new([]*peer))
@@ -243,6 +243,7 @@ func (p *peer) came(msgs []*herald.Message) {
 	}
 	if len(p.arrived) >= maxArrived || p.unnoted > p.closed {
 		p.unnoted = max(p.unnoted, r.last) // nor what comes behind it: that would be ahead of it
+		p.missed = true
 		return
 	}
 	p.arrived = append(p.arrived, r)

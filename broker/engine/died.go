@@ -19,8 +19,8 @@ func (e *Engine) Died(m persistence.Member) error {
 	if !e.loaded.Load() {
 		return fmt.Errorf("%w: starting", herald.ErrUnavailable)
 	}
-	e.nodes.dying.Lock()
-	defer e.nodes.dying.Unlock()
+	e.nodes.dying.lock()
+	defer e.nodes.dying.unlock()
 	began := e.now()
 	if err := e.nodes.store.Finish(e.life, m); err != nil {
 		return err
@@ -119,8 +119,8 @@ func (e *Engine) resumed(w *persistence.Will) (bool, error) {
 // it has not looked: nobody claims the dead node's sessions before, so that their
 // rows are not written over.
 func (e *Engine) Finished(m persistence.Member) error {
-	e.nodes.dying.Lock()
-	defer e.nodes.dying.Unlock()
+	e.nodes.dying.lock()
+	defer e.nodes.dying.unlock()
 	e.follow()
 	for _, p := range e.nodes.peers() { // of a node that died often, lives may have gone unseen
 		if p.Node == m.Node && p.Life() <= m.Life {
