@@ -186,3 +186,41 @@ func TestAFrameThatIsLostIsLookedFor(t *testing.T) {
 		})
 	}
 }
+
+// While a node's closed time stands still, what is kept of what came from it is
+// bounded; what was not kept is left in the inboxes, with all that came behind it,
+// and is looked for when closed time moves on.
+func TestWhatCameIsBounded(t *testing.T) {
+	e := bare(&carrier{up: true})
+	p := e.meet(bridge.Peer{Node: 2, Incarnation: 1})
+	first := p.closed.Floor() + 1<<30 | 2<<12
+	at := func(i int) herald.ID { return first + herald.ID(i)<<22 } // a millisecond later each
+	came := func(i int) herald.ID {
+		id := at(i)
+		p.came([]*herald.Message{{ID: id}})
+		return id
+	}
+	shown := func(i int) bool { return e.nodes.arrivals().shows(at(i)) }
+	const more = 10
+	for i := range maxArrived {
+		came(i)
+	}
+	if p.missed || !shown(0) || !shown(maxArrived-1) {
+		t.Fatalf("missed %v, the first is shown %v, the last %v", p.missed, shown(0), shown(maxArrived-1))
+	}
+	var last herald.ID
+	for i := range more {
+		last = came(maxArrived + i)
+	}
+	if len(p.arrived) > maxArrived || !p.missed || shown(maxArrived) {
+		t.Fatalf("%d ranges, missed %v, one that is not noted is shown %v", len(p.arrived), p.missed, shown(maxArrived))
+	}
+	p.reach(last - 1)
+	if came(maxArrived + more); shown(maxArrived + more) {
+		t.Error("what came behind one that is not noted is shown before it")
+	}
+	p.reach(at(maxArrived + more))
+	if came(maxArrived + more + 1); !shown(maxArrived+more+1) || len(p.arrived) != 1 {
+		t.Errorf("%d ranges, want one that is shown", len(p.arrived))
+	}
+}
