@@ -245,7 +245,7 @@ func (b *Broker) stop() error {
 	alone := b.cluster != nil && !b.cluster.Available() // without Redis
 	connections := time.Duration(6)
 	if alone {
-		connections = 4
+		connections = 3
 		defer b.letGo()()
 	}
 	ctx, cancel := part(connections)
@@ -266,7 +266,7 @@ func (b *Broker) stop() error {
 	err := b.loop.Stop(ctx)
 	covered := b.drain.isCovered()
 	if alone && !covered && b.cluster.Valid() {
-		ctx, cancel := part(2)
+		ctx, cancel := part(3) // two readings of the rows, and two beats
 		covered = b.engine.Covered(ctx) == nil
 		cancel()
 	}

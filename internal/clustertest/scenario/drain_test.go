@@ -321,3 +321,39 @@ func TestCutOffFromRedis(t *testing.T) {
 	idle2.takes("back")
 	live.quiet()
 }
+
+// A node that is stopped while it does not reach Redis leaves all the same, when the
+// others have looked for what it has committed: nobody waits for its lease to run out.
+func TestStopWithoutRedis(t *testing.T) {
+	if len(box.Nodes) == 1 {
+		t.Skip("one node has no Redis")
+	}
+	name := names(t)
+	sub := connect(t, A, name("sub"))
+	sub.subscribe(name("t"), 1)
+	idle := connect(t, C, name("idle"))
+	idle.subscribe(name("idle"), 1)
+	pub := connect(t, C, name("pub"))
+	box.Nodes[C].ToRedis.Set(clustertest.Cut)
+	defer box.Heal()
+	pub.publish(name("t"), "without redis", 1)
+	begun := time.Now()
+	if err := box.Nodes[C].Stop(); err != nil {
+		t.Error(err)
+	}
+	stopped := time.Since(begun)
+	pub = returns(t, B, name("pub")).wantPresent(true)
+	t.Logf("stopped after %v, a session is elsewhere after %v", stopped.Round(time.Millisecond), time.Since(begun).Round(time.Millisecond))
+	if after := time.Since(begun) - stopped; after > 5*time.Second {
+		t.Errorf("a session is elsewhere %v after the stop: that is a lease, no leaving", after)
+	}
+	pub.publish(name("t"), "elsewhere", 1)
+	sub.takes("without redis", "elsewhere")
+	idle = returns(t, A, name("idle")).wantPresent(true)
+	pub.publish(name("idle"), "moved", 1)
+	idle.takes("moved")
+	box.Heal()
+	if err := box.Nodes[C].Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
