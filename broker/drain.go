@@ -334,3 +334,6 @@ func (b *Broker) Drain(rate int) error {
 	b.engine.Divert(b.drain.elsewhere) // from now on; the rest is run's
 	return nil
 }
+
+// Kick ends the connection of a client, here or at another node; see [engine.Engine.Kick].
+func (b *Broker) Kick(client string) (here bool) { return b.engine.Kick(client) }

@@ -44,6 +44,8 @@ type Options struct {
 	// is the default. An error that wraps herald.ErrUnavailable is not the asker's
 	// fault.
 	Drain func(rate int) error
+	// Kick ends the connection of a client, at whichever node it is; here: at this one.
+	Kick func(client string) (here bool, err error)
 	// Version is shown on the page.
 	Version string
 	Log     *zap.Logger

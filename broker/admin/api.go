@@ -20,6 +20,7 @@ func api(mux *http.ServeMux, o Options) {
 		fail(w, http.StatusNotFound, "there is no %s", r.URL.Path)
 	})
 	route(mux, http.MethodGet, "/api/v1/status", func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, o) })
+	route(mux, http.MethodPost, "/api/v1/kick", func(w http.ResponseWriter, r *http.Request) { kick(w, r, o) })
 	route(mux, http.MethodPost, "/api/v1/drain", func(w http.ResponseWriter, r *http.Request) { drain(w, r, o) })
 }
 
@@ -94,6 +95,30 @@ func drain(w http.ResponseWriter, r *http.Request, o Options) {
 		fail(w, http.StatusBadRequest, "%v", err)
 	default:
 		tell(w, http.StatusAccepted, o)
+	}
+}
+
+// kick takes {"client": ID}, and answers whether the client was connected to this node;
+// if not, the other nodes have been told.
+func kick(w http.ResponseWriter, r *http.Request, o Options) {
+	var req struct {
+		Client string `json:"client"`
+	}
+	if !read(w, r, &req) {
+		return
+	}
+	switch {
+	case req.Client == "" || len(req.Client) > 65535:
+		fail(w, http.StatusBadRequest, "client: want 1 to 65535 bytes")
+	case o.Kick == nil:
+		fail(w, http.StatusServiceUnavailable, "the node is starting")
+	default:
+		here, err := o.Kick(req.Client)
+		if err != nil {
+			fail(w, http.StatusServiceUnavailable, "%v", err)
+			return
+		}
+		answer(w, http.StatusOK, map[string]bool{"here": here})
 	}
 }
 

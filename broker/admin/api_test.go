@@ -19,9 +19,10 @@ import (
 
 // node is what the API is about.
 type node struct {
-	rates []int
-	err   error
-	gone  bool
+	rates  []int
+	kicked []string
+	err    error
+	gone   bool
 }
 
 func (n *node) options() Options {
@@ -38,6 +39,10 @@ func (n *node) options() Options {
 				n.rates = append(n.rates, rate)
 			}
 			return n.err
+		},
+		Kick: func(client string) (bool, error) {
+			n.kicked = append(n.kicked, client)
+			return true, nil
 		},
 	}
 }
@@ -129,5 +134,24 @@ func TestAPIRefuses(t *testing.T) {
 	n := &node{}
 	if code, _ := n.ask(t, "POST", "/api/v1/drain", "", from("[::1]:80")); code != 202 {
 		t.Errorf("this machine, IPv6: %d", code)
+	}
+}
+
+// A kick names a client, and answers whether it was here.
+func TestKick(t *testing.T) {
+	n := &node{}
+	for _, c := range []struct {
+		body string
+		code int
+	}{
+		{`{"client":"phone"}`, 200}, {`{"client":""}`, 400}, {``, 400}, {`{"client":1}`, 400}, {`{"clients":"x"}`, 400},
+	} {
+		code, v := n.ask(t, "POST", "/api/v1/kick", c.body, nil)
+		if code != c.code || code == 200 && v["here"] != true {
+			t.Errorf("%s: %d %v, want %d", c.body, code, v, c.code)
+		}
+	}
+	if len(n.kicked) != 1 || n.kicked[0] != "phone" {
+		t.Errorf("kicked %q", n.kicked)
 	}
 }

@@ -159,6 +159,8 @@ func (e *Engine) receive(p *peer, b []byte) {
 		}
 		p.reach(f.id)
 		e.nodes.sum()
+	case frameKick:
+		e.kick(f.name)
 	case frameAsk:
 		p.wants(f.id)
 	case frameRelease:

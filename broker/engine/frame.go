@@ -26,6 +26,7 @@ func nodeField(p bridge.Peer) zap.Field {
 //	publish  whom, flags, publisher, topic, number of messages; of each
 //	         [ID] [expires] properties, payload
 //	closed   ID: every frame for what lies at or below was sent before
+//	kick     name of a client whose connection is to be ended
 //	ask      ID: tell when it is closed
 //	look     ID: some were lost; look at the inboxes
 //	release  request, kind and whether it ends, epoch, name: who asks wants to serve
@@ -48,6 +49,7 @@ const (
 	frameAskHeld
 	frameHeld
 	frameAsk
+	frameKick
 )
 
 // To whom on the other node a publish goes.
@@ -192,6 +194,8 @@ func appendGranted(b []byte, request, epoch uint64) []byte {
 	return binary.BigEndian.AppendUint64(b, epoch)
 }
 
+func appendKick(b []byte, name string) []byte { return appendBytes(begin(b, frameKick), name) }
+
 func appendDeal(b []byte, group, to herald.SessionID, qos byte, retain bool, ids []uint32, m *herald.Message) []byte {
 	b = binary.BigEndian.AppendUint64(begin(b, frameDeal), uint64(group))
 	b = binary.BigEndian.AppendUint64(b, uint64(to))
@@ -325,6 +329,8 @@ func decodeFrame(b []byte) (f frame, err error) {
 		f.name = string(r.bytes())
 	case frameGranted:
 		f.request, f.epoch = r.uint64(), r.uint64()
+	case frameKick:
+		f.name = string(r.bytes())
 	case frameDeal:
 		f.group, f.session = herald.SessionID(r.uint64()), herald.SessionID(r.uint64())
 		how := r.byte()

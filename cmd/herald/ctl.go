@@ -41,7 +41,33 @@ stays up, empty, until it is stopped (SIGTERM). It has to be asked on its own ma
 					}
 					return c.do(http.MethodPost, "/api/v1/drain", map[string]int{"rate": *rate})
 				}
-			}))
+			}),
+		newKickCommand())
+}
+
+// newKickCommand ends a client's connection.
+func newKickCommand() *cobra.Command {
+	cmd := newCtlStep("kick", "End a client's connection", `Kick ends the connection of a client, at whichever node of the cluster it is connected
+(MQTT 5: DISCONNECT 0x98). Its session stays; it may come back at once.`,
+		func(cmd *cobra.Command) func(*ctl) error {
+			return func(c *ctl) error {
+				return c.ask(http.MethodPost, "/api/v1/kick", map[string]string{"client": cmd.Flags().Arg(0)}, func(b []byte) error {
+					var a struct{ Here bool }
+					if err := json.Unmarshal(b, &a); err != nil {
+						return errors.New("ctl: " + c.server + ": no Herald answers there")
+					}
+					what := "not connected to this node; the others were told\n"
+					if a.Here {
+						what = "its connection was ended\n"
+					}
+					_, err := io.WriteString(c.out, what)
+					return err
+				})
+			}
+		})
+	cmd.Use = "kick CLIENT"
+	cmd.Args = exactly(1, "the id of a client")
+	return cmd
 }
 
 // ctl is one request.
@@ -71,6 +97,17 @@ func newCtlStep(use, short, long string, step func(*cobra.Command) func(*ctl) er
 
 // do asks the node and prints its status.
 func (c *ctl) do(method, path string, body any) error {
+	return c.ask(method, path, body, func(answer []byte) error {
+		var s broker.Status
+		if err := json.Unmarshal(answer, &s); err != nil || s.Node == "" {
+			return errors.New("ctl: " + c.server + ": no Herald answers there")
+		}
+		return printStatus(c.out, &s)
+	})
+}
+
+// ask asks the node and prints its answer, as it came or as show does.
+func (c *ctl) ask(method, path string, body any, show func(answer []byte) error) error {
 	ctx, cancel := context.WithTimeout(c.ctx, ctlTimeout)
 	defer cancel()
 	var content io.Reader
@@ -107,15 +144,11 @@ func (c *ctl) do(method, path string, body any) error {
 		}
 		return fmt.Errorf("ctl: %s: %s: %s", c.server, resp.Status, f.Error)
 	}
-	var s broker.Status
-	if err := json.Unmarshal(answer, &s); err != nil || s.Node == "" {
-		return errors.New("ctl: " + c.server + ": no Herald answers there")
-	}
 	if c.raw {
 		_, err = c.out.Write(answer)
 		return err
 	}
-	return printStatus(c.out, &s)
+	return show(answer)
 }
 
 func printStatus(w io.Writer, s *broker.Status) error {

@@ -37,6 +37,8 @@ func (d *drainable) Drain(rate int) error {
 	return nil
 }
 
+func (d *drainable) Kick(client string) bool { return client == "here" }
+
 func (d *drainable) told() []int {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -94,7 +94,7 @@ func (s *server) run(parent context.Context) error {
 	failed := make(chan error, 1)
 	if s.config.Admin.Address != "" {
 		web, err := admin.Listen(s.config.Admin, admin.Options{
-			Ready: s.ready, Status: s.status, Drain: s.drain, Metrics: prometheus.GathererFunc(s.gather), Version: version, Log: s.log,
+			Ready: s.ready, Status: s.status, Drain: s.drain, Kick: s.kick, Metrics: prometheus.GathererFunc(s.gather), Version: version, Log: s.log,
 		})
 		if err != nil {
 			return refused(err)
@@ -253,6 +253,7 @@ func (s *server) ready() []string {
 type operated interface {
 	Status() broker.Status
 	Drain(rate int) error
+	Kick(client string) (here bool)
 }
 
 // status is what the node says of itself; nil before it is opened.
@@ -284,6 +285,18 @@ func (s *server) drain(rate int) error {
 		s.drained.Store(int64(cmp.Or(rate, broker.DrainRate)))
 	}
 	return err
+}
+
+func (s *server) kick(client string) (here bool, err error) {
+	n := s.node.Load()
+	if n == nil {
+		return false, fmt.Errorf("%w: the node is starting", herald.ErrUnavailable)
+	}
+	o, ok := (*n).(operated)
+	if !ok {
+		return false, fmt.Errorf("%w: this node cannot", herald.ErrUnavailable)
+	}
+	return o.Kick(client), nil
 }
 
 func (*server) drainNode(n node, rate int) error {
