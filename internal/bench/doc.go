@@ -1,6 +1,7 @@
 // Package bench measures Herald beside its peers: mosquitto, nats-server with
 // MQTT and JetStream, and rumqttd. `make bench` runs the whole table, `herald
-// bench` measures a broker that is already running.
+// bench` measures a broker that is already running. `make bench-cluster` (package
+// cluster) measures what crossing from node to node costs.
 //
 // What is compared is chosen so that no broker is favoured:
 //
