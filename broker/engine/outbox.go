@@ -148,7 +148,10 @@ func (e *Engine) spreadOutbox() {
 			if r.wide == nil {
 				continue
 			}
-			for !e.spread(r.run, r.wide, w) {
+			for left := r.wide; ; {
+				if left = e.spread(r.run, left, true, w); len(left) == 0 {
+					break
+				}
 				select {
 				case <-e.quit:
 					return // its passage stays open: it is spread at the next start
@@ -165,20 +168,24 @@ func (e *Engine) spreadOutbox() {
 	}
 }
 
-// spread puts the messages of a run into the inboxes of many sessions, and
-// delivers to those that are connected.
-func (e *Engine) spread(run *wire.Run, to []due, w *listen.Worker) bool {
+// spread puts the messages of a run into the inboxes of many sessions, and, if told
+// so, delivers to those that are connected. It returns those who are left, if the
+// store fails: who has it must not get it again.
+func (e *Engine) spread(run *wire.Run, to []due, deliver bool, w *listen.Worker) (left []due) {
 	s := e.scratch(w)
 	for len(to) > 0 {
 		chunk := to[:min(len(to), spreadChunk)]
-		to = to[len(chunk):]
 		targets := make([]persistence.Target, len(chunk))
 		for i, d := range chunk {
 			targets[i] = persistence.Target{Session: d.h.id, QoS: d.g.QoS, Retain: d.g.Retain, Identifiers: d.g.Identifiers}
 		}
 		if err := e.commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: run.Messages, Targets: targets}}}); err != nil {
 			e.log.Error("spreading a publish; it is tried again", errField(err))
-			return false
+			return to
+		}
+		to = to[len(chunk):]
+		if !deliver {
+			continue
 		}
 		env := e.env()
 		for _, d := range chunk {
@@ -186,7 +193,7 @@ func (e *Engine) spread(run *wire.Run, to []due, w *listen.Worker) bool {
 		}
 		w.Flush()
 	}
-	return true
+	return nil
 }
 
 // deliverStored hands a run that stands in its inbox to a session or group.
@@ -240,7 +247,9 @@ func (e *Engine) finishOutbox(ctx context.Context, id herald.SessionID) error {
 			if r.wide != nil {
 				e.outbox.over(m.Topic)
 			}
-			if to := e.wide(&r); len(to) > 0 && !e.spread(r.run, to, w) {
+			// Nobody is connected yet, or who is looks at its inbox when all is done: what
+			// is done may be done again.
+			if to := e.wide(&r); len(e.spread(r.run, to, false, w)) > 0 {
 				return herald.ErrUnavailable
 			}
 		}
