@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -33,6 +34,7 @@ type bed struct {
 	dir       string
 	options   options
 	reports   []report
+	again     int // runs that a node's lost lease ended
 }
 
 // measure runs the rounds of a figure. Where latencies are asked for, rounds in which
@@ -156,11 +158,14 @@ func (b *bed) once(ctx context.Context, f *figure, w way) (s bench.Sample, err e
 				return s, err
 			}
 		}
-		// One that did not begin is no run: a node that gets no processor for
-		// longer than its lease refuses clients until it has begun a new life.
-		if s, result, err = bench.MeasureAll(ctx, c, pids, helpers); result != nil || err == nil {
+		// A node that gets no processor for longer than its lease closes everything
+		// and refuses clients until it has begun a new life: that is no figure. (If
+		// it has died, the next Await says so.) Whatever is lost or late is one.
+		s, result, err = bench.MeasureAll(ctx, c, pids, helpers)
+		if w == bridged || err == nil || result != nil && !errors.Is(err, load.ErrClosed) {
 			break
 		}
+		b.again++
 		say("%s %s: begun again: %v", f.name, w, err)
 	}
 	if perr := profiles.Wait(); perr != nil {
@@ -233,6 +238,9 @@ func (r *report) print(w io.Writer) {
 func (b *bed) summary(w io.Writer) {
 	fmt.Fprintf(w, "\n%s; %d database servers; medians of %d rounds; CPU of all brokers together in µs per delivered message\n",
 		b.mosquitto.Version, b.options.databases, b.options.rounds)
+	if b.again > 0 {
+		fmt.Fprintf(w, "%d runs were begun again: a node had lost its lease\n", b.again)
+	}
 	for i := range b.reports {
 		r := &b.reports[i]
 		for _, v := range r.Verdicts {

@@ -17,6 +17,9 @@ const (
 	maxRun   = 128 << 10 // bytes of prebuilt frames per publisher
 )
 
+// ErrClosed ends a run: the broker closed a connection without a word.
+var ErrClosed = errors.New("the broker closed a connection")
+
 // Phases of a run, told to the loops by the coordinator.
 const (
 	phaseWarm int32 = iota
@@ -252,7 +255,7 @@ func (l *loop) readable(c *conn, phase int32) error {
 		return fmt.Errorf("read: %w", err)
 	}
 	if n == 0 {
-		return errors.New("the broker closed a connection")
+		return ErrClosed
 	}
 	l.acks = l.acks[:0]
 	var used int
