@@ -37,7 +37,7 @@ var rooms = map[string][]string{
 	"broker/membership": {"", "persistence"},
 
 	"cmd":      {"", "broker", "hooks", "persistence", "internal"},
-	"internal": {"", "broker", "hooks", "persistence"},
+	"internal": {"", "broker", "hooks", "bridge", "persistence"},
 }
 
 // drivers says who alone may import what from outside; somebody without a line

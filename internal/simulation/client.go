@@ -134,7 +134,7 @@ func (c *client) connect(clean bool) {
 	c.leaving, c.began, c.quit = false, w.now(), time.Time{}
 	c.aliasOf = map[uint16]string{}
 	c.quota, c.acks = 0, [3][]uint16{}
-	c.conn = newConn(w.engine, c.name, wire.AppendConnect(nil, con), w.bound)
+	c.conn = w.dial(c.name, wire.AppendConnect(nil, con))
 }
 
 // lose is the end of the connection as the client sees it. noted: the broker
@@ -215,9 +215,9 @@ func (c *client) carry(n int) {
 			c.conn.bring(input{unsubscribe: s.unsub})
 		case s.disconnect:
 			c.quit = c.w.now()
-			will, store := c.armed, c.w.store
+			will, healthy := c.armed, c.w.healthy(c.conn)
 			c.conn.bring(input{disconnect: &leave{}, after: func() {
-				if will != nil && store.Health() == nil {
+				if will != nil && healthy() {
 					will.forbidden = "its client has disconnected"
 				}
 			}})

@@ -24,6 +24,7 @@ type conn struct {
 	version herald.Version
 	w       *listen.Worker
 	end     chan struct{} // closed when the engine has heard of the end
+	life    *life         // of the node; nil: there is only one
 
 	mu  sync.Mutex // held from Begin to End; guards out
 	out []byte     // written by the broker, not read by the client
@@ -60,18 +61,30 @@ type leave struct {
 var _ engine.Conn = (*conn)(nil)
 
 // newConn starts a connection with its CONNECT.
-func newConn(e *engine.Engine, name string, connect []byte, bound int) *conn {
+func newConn(e *engine.Engine, name string, connect []byte, bound int, l *life) *conn {
 	con, err := wire.CheckConnect(connect)
 	if err != nil {
 		panic("simulation: bad CONNECT: " + err.Error())
 	}
 	c := &conn{
 		e: e, name: name, bound: bound, connect: connect, version: con.Version, w: listen.NewWorker(),
-		end: make(chan struct{}),
+		end: make(chan struct{}), life: l,
 	}
 	c.wake.L = &c.st
+	if l != nil {
+		l.mu.Lock()
+		l.conns[c] = struct{}{}
+		l.mu.Unlock()
+	}
 	go c.run()
 	return c
+}
+
+// pass returns when the node's process runs.
+func (c *conn) pass() {
+	if c.life != nil {
+		c.life.n.pass()
+	}
 }
 
 // bring hands the engine an input, in its turn.
@@ -94,6 +107,9 @@ func (c *conn) closed() bool {
 
 // read takes whole packets, at most n, of what the broker has written.
 func (c *conn) read(n int) []byte {
+	if c.life != nil && c.life.n.still() {
+		return nil
+	}
 	c.mu.Lock()
 	at := 0
 	for ; n > 0 && at < len(c.out); n-- {
@@ -113,9 +129,16 @@ func (c *conn) read(n int) []byte {
 func (c *conn) run() {
 	defer close(c.end)
 	defer func() {
+		c.pass()
 		c.gone.Store(true)
 		c.e.Closed(c)
+		if c.life != nil {
+			c.life.mu.Lock()
+			delete(c.life.conns, c)
+			c.life.mu.Unlock()
+		}
 	}()
+	c.pass()
 	if _, _, ok := c.e.Accept(c); !ok {
 		return
 	}
@@ -143,6 +166,7 @@ func (c *conn) run() {
 		in := c.in[0]
 		c.in = c.in[1:]
 		c.st.Unlock()
+		c.pass()
 		switch {
 		case in.subscribe != nil:
 			c.e.Subscribe(c, in.subscribe)

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"cmp"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -28,8 +29,13 @@ type Database struct {
 	claims  map[string]persistence.Claim
 	members map[uint16]persistence.Member
 	lives   map[uint16]uint64 // by node: runs of its process, for intents
-	clocks  map[uint16]int64  // by node
-	maxID   herald.ID         // highest that was seen
+	clocks  map[uint16]int64  // by node: the highest timestamp that it gave out, or may have
+	ids     map[uint16]herald.ID
+	plans   map[int64]plan              // by run: what was found of a dead life
+	names   map[herald.SessionID]string // keys of clients' claims
+	wrong   error                       // a rule that was broken
+	lose    int                         // out of how many answers one is lost; 0: none
+	maxID   herald.ID                   // highest that was seen
 }
 
 // place names a partition.
@@ -108,7 +114,8 @@ type write struct {
 func NewDatabase(rng *rand.Rand, again int) *Database {
 	return &Database{
 		rng: rng, again: again, parts: map[place]*partition{}, claims: map[string]persistence.Claim{},
-		members: map[uint16]persistence.Member{}, lives: map[uint16]uint64{}, clocks: map[uint16]int64{},
+		members: map[uint16]persistence.Member{}, lives: map[uint16]uint64{}, clocks: map[uint16]int64{}, ids: map[uint16]herald.ID{},
+		plans: map[int64]plan{}, names: map[herald.SessionID]string{},
 	}
 }
 
@@ -213,4 +220,48 @@ func (d *Database) placesLocked(t table) []place {
 		return cmp.Or(cmp.Compare(a.a, b.a), cmp.Compare(a.name, b.name))
 	})
 	return all
+}
+
+// watch checks that what is written of a client's session is written by its owner.
+func (d *Database) watch(s *Shared, b *persistence.Batch) {
+	if !s.cluster {
+		return
+	}
+	for _, r := range b.Sessions {
+		if r.Kind == persistence.Client {
+			d.names[r.ID] = claimKey(r.Kind, r.Name)
+		}
+	}
+	check := func(id herald.SessionID, what string) {
+		key, ok := d.names[id]
+		if c := d.claims[key]; ok && d.wrong == nil && (c.Owner != s.node || c.Life != s.life) {
+			d.wrong = fmt.Errorf("node %d/%d writes %s of %q, which is node %d/%d's", s.node, s.life, what, key[1:], c.Owner, c.Life)
+		}
+	}
+	for _, x := range b.Held {
+		check(x.Session, "a packet id")
+	}
+	for _, x := range b.Sent {
+		check(x.Session, "a packet id")
+	}
+	for _, x := range b.Marks {
+		check(x.Session, "a mark")
+	}
+	for _, x := range b.Subscribe {
+		check(x.Session, "a subscription")
+	}
+	for _, x := range b.Unsubscribe {
+		check(x.Session, "a subscription")
+	}
+}
+
+// claimed checks that a claim goes from its owner, or from who is dead.
+func (d *Database) claimed(by *Shared, key string, old persistence.Claim) {
+	m := d.members[old.Owner]
+	if old.Epoch == 0 || by.node == old.Owner && by.life == old.Life || m.Life > old.Life || m.State == persistence.Finished || m.State == persistence.Left {
+		return
+	}
+	if d.wrong == nil {
+		d.wrong = fmt.Errorf("node %d/%d claims %q from node %d/%d, whose life is not over", by.node, by.life, key[1:], old.Owner, old.Life)
+	}
 }

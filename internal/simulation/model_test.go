@@ -371,7 +371,7 @@ func (p *pair) connect(a *actor, o op) {
 		con.WillQoS, con.WillRetain, con.WillDelay = o.QoS, o.Retain, c.Will.Delay
 	}
 	a.version, a.owed, a.holds = c.Version, nil, false
-	a.conn = newConn(p.e, a.name, wire.AppendConnect(nil, con), 1<<20)
+	a.conn = newConn(p.e, a.name, wire.AppendConnect(nil, con), 1<<20, nil)
 	present := p.m.Connect(c)
 	if !present {
 		a.held = nil

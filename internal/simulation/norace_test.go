@@ -3,3 +3,5 @@
 package simulation
 
 const defaultSchedules = 2000
+
+const defaultFleets = 300

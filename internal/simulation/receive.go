@@ -98,6 +98,10 @@ func (c *client) find(f func(*arrival) bool) *arrival {
 // connack is the start of the connection: what is under way is sent again.
 func (c *client) connack(p packet) error {
 	if p.reason != 0 {
+		if c.w.fleet != nil { // another node may take it
+			c.lose(true)
+			return nil
+		}
 		return fmt.Errorf("refused")
 	}
 	if err := c.checkPresent(p.present); err != nil {

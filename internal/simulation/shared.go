@@ -32,11 +32,22 @@ type Shared struct {
 	landed  []*write                       // not answered
 	line    []*job                         // in the order of the commits
 	told    []func()                       // dones that may be called
-	reads   []chan struct{}                // that wait to go on
+	reads   []asker                        // that wait to go on
 	seen    herald.ID                      // highest ID of this run
 	intents int64                          // number of the last
 	opening bool                           // Open is not done
 	dead    bool
+
+	// Of a cluster: see sharedcluster.go.
+	cluster bool             // fixed
+	now     func() time.Time // fixed: the machine's clock; nil is time.Now
+	moved   chan struct{}    // of capacity 1: there is something to do
+	end     chan struct{}    // closed when the process is dead
+	life    uint64           // from Join on
+	over    bool             // the life is known to be over
+	beaten  uint64           // the Beat that was renewed, by an attempt that may have no answer
+	valid   func() bool      // the lease; may be nil
+	parked  []*job           // wait for the lease, with their intents standing
 }
 
 // SharedOptions are what a [Shared] store does beyond its contract's least.
@@ -75,7 +86,18 @@ type job struct {
 	steps    []func() []*write
 	left     int // writes of the step that are not answered
 	finished bool
-	after    []func() // when all is through
+	err      error         // it has failed
+	after    []func(error) // when all is through, or has failed
+	whole    bool          // its first step is to write an intent down
+	begun    bool          // that was sent
+	free     bool          // of the store itself: not fenced
+	since    time.Time
+}
+
+// asker is a read that waits.
+type asker struct {
+	ch    chan error
+	since time.Time
 }
 
 // inFlight is what is on its way into one inbox, in the order of the commits.
@@ -103,8 +125,16 @@ func NewShared(db *Database, node uint16, opts SharedOptions) *Shared {
 	return &Shared{
 		db: db, node: node, run: int64(node)<<32 | int64(db.lives[node]), opts: opts,
 		flights: map[herald.SessionID]*inFlight{}, putting: map[string][]herald.SessionID{}, behind: map[place][]*write{},
-		stamp: stamp,
+		stamp: stamp, moved: make(chan struct{}, 1), end: make(chan struct{}),
 	}
+}
+
+// wall is the machine's clock.
+func (s *Shared) wall() time.Time {
+	if s.now == nil {
+		return time.Now()
+	}
+	return s.now()
 }
 
 // Open begins to finish what earlier runs of the node's process had begun. It
@@ -120,7 +150,7 @@ func (s *Shared) Open() {
 	}
 	first, _ := s.db.oneLocked(place{table: tableNode}, column{key: int64(s.node)}).(int64)
 	left := 1
-	next := func() {
+	next := func(error) {
 		if left--; left == 0 {
 			s.forgetIntents(first)
 		}
@@ -129,7 +159,7 @@ func (s *Shared) Open() {
 		for _, r := range s.db.rowsLocked(at) {
 			left++
 			in := r.value.(*intent)
-			j := &job{s: s, b: in.b}
+			j := &job{s: s, b: in.b, free: true}
 			p := &planner{s: s, ts: in.ts, job: j}
 			p.batch(in.b)
 			j.steps = p.steps()
@@ -137,7 +167,7 @@ func (s *Shared) Open() {
 			s.begin(j)
 		}
 	}
-	next()
+	next(nil)
 }
 
 // intentsFrom are the places of intents of earlier runs, from first on.
@@ -150,7 +180,7 @@ func (s *Shared) intentsFrom(first int64) []place {
 // forgetIntents notes that earlier runs' are carried out, and then removes them.
 func (s *Shared) forgetIntents(first int64) {
 	note := &write{place: place{table: tableNode}, muts: []mutation{{at: column{key: int64(s.node)}, ts: s.next(1), value: s.run}}}
-	s.begin(&job{s: s, steps: []func() []*write{func() []*write { return []*write{note} }}, after: []func(){func() {
+	s.begin(&job{s: s, free: true, steps: []func() []*write{func() []*write { return []*write{note} }}, after: []func(error){func(error) {
 		s.opening = false
 		for _, at := range s.intentsFrom(first) {
 			s.send(&write{place: at, muts: []mutation{{many: &removal{all: true, ts: s.next(1)}}}})
@@ -167,14 +197,20 @@ func (s *Shared) Opened() bool {
 
 // next gives out n timestamps and returns the first.
 func (s *Shared) next(n int) int64 {
-	first := max(time.Now().UnixMicro(), s.stamp+1)
+	first := max(s.wall().UnixMicro(), s.stamp+1)
 	s.stamp = first + int64(n) - 1
+	if s.cluster {
+		s.db.clocks[s.node] = max(s.db.clocks[s.node], s.stamp)
+	}
 	return first
 }
 
 func (s *Shared) saw(id herald.ID) {
 	s.seen = max(s.seen, id)
 	s.db.maxID = max(s.db.maxID, id)
+	if s.cluster && id.Node() == s.node {
+		s.db.ids[s.node] = max(s.db.ids[s.node], id)
+	}
 }
 
 // Commit implements [persistence.Store].
@@ -193,8 +229,15 @@ func (s *Shared) Commit(b *persistence.Batch, done func(error)) {
 			s.markPast(&b.Marks[i])
 		}
 	}
-	j := &job{s: s, b: b, done: done}
-	if !s.whole(b) {
+	j := &job{s: s, b: b, done: done, since: time.Now()}
+	defer s.kick()
+	if s.fenced() {
+		s.line = append(s.line, j)
+		s.fail(j)
+		return
+	}
+	s.db.watch(s, b)
+	if j.whole = s.whole(b); !j.whole {
 		p := &planner{s: s, ts: s.next(stampsOf(b)), job: j}
 		p.batch(b)
 		j.steps = p.steps()
@@ -279,21 +322,38 @@ func (s *Shared) begin(j *job) {
 
 // advance begins the next step, or ends the job.
 func (s *Shared) advance(j *job) {
-	for j.left == 0 && len(j.steps) > 0 {
+	for j.left == 0 && len(j.steps) > 0 && !j.finished {
+		if !j.free && s.fenced() {
+			if j.begun && !s.over { // nobody could tell whether the rest will be found
+				s.parked = append(s.parked, j)
+				return
+			}
+			s.fail(j)
+			return
+		}
 		ws := j.steps[0]()
 		j.steps = j.steps[1:]
+		j.begun = j.whole
 		for _, w := range ws {
 			w.job = j
 		}
 		j.left = len(ws)
 		s.send(ws...)
 	}
-	if j.left > 0 || j.finished {
-		return
+	if j.left == 0 && !j.finished {
+		s.ends(j)
 	}
+}
+
+func (s *Shared) fail(j *job) {
+	j.err = fmt.Errorf("commit: %w", herald.ErrUnavailable)
+	s.ends(j)
+}
+
+func (s *Shared) ends(j *job) {
 	j.finished = true
 	for _, f := range j.after {
-		f()
+		f(j.err)
 	}
 	if j.b == nil {
 		return
@@ -304,8 +364,8 @@ func (s *Shared) advance(j *job) {
 		}
 	}
 	for len(s.line) > 0 && s.line[0].finished {
-		if done := s.line[0].done; done != nil {
-			s.told = append(s.told, func() { done(nil) })
+		if j := s.line[0]; j.done != nil {
+			s.told = append(s.told, func() { j.done(j.err) })
 		}
 		s.line = s.line[1:]
 	}
@@ -405,7 +465,7 @@ func (s *Shared) Tell(n int) {
 			case i < a+b:
 				f = take(&s.told, 0)
 			default:
-				close(take(&s.reads, i-a-b))
+				close(take(&s.reads, i-a-b).ch)
 			}
 		}
 		s.db.mu.Unlock()
@@ -419,6 +479,10 @@ func (s *Shared) Tell(n int) {
 // writes under way some land, some land later, some never.
 func (s *Shared) Crash(int) backend {
 	s.db.mu.Lock()
+	if s.dead {
+		s.db.mu.Unlock()
+		return NewShared(s.db, s.node, s.opts)
+	}
 	for _, w := range s.writes {
 		switch s.db.rng.IntN(3) {
 		case 0:
@@ -434,16 +498,21 @@ func (s *Shared) Crash(int) backend {
 		}
 	}
 	told, reads := s.told, s.reads
+	close(s.end)
+	s.parked = nil
 	s.writes, s.landed, s.line, s.told, s.reads, s.behind, s.dead = nil, nil, nil, nil, nil, nil, true
 	s.db.mu.Unlock()
 	for _, r := range reads {
-		close(r)
+		close(r.ch)
 	}
 	for _, f := range told {
 		f() // nobody hears it any more
 	}
 	for _, f := range lost {
 		f(fmt.Errorf("commit: %w", herald.ErrClosed))
+	}
+	if s.cluster {
+		return nil
 	}
 	return NewShared(s.db, s.node, s.opts)
 }
@@ -456,21 +525,24 @@ func (s *Shared) wait(ctx context.Context) error {
 	if err := ctx.Err(); err != nil || !s.opts.Slow {
 		return err
 	}
-	ch := make(chan struct{})
-	s.reads = append(s.reads, ch)
+	ch := make(chan error, 1)
+	s.reads = append(s.reads, asker{ch, time.Now()})
+	s.kick()
 	s.db.mu.Unlock()
+	var err error
 	select {
-	case <-ch:
+	case err = <-ch:
 	case <-ctx.Done():
+		err = ctx.Err()
 	}
 	s.db.mu.Lock()
-	if i := slices.Index(s.reads, ch); i >= 0 {
+	if i := slices.IndexFunc(s.reads, func(a asker) bool { return a.ch == ch }); i >= 0 {
 		take(&s.reads, i)
 	}
 	if s.dead {
 		return herald.ErrClosed
 	}
-	return ctx.Err()
+	return err
 }
 
 // Health implements [persistence.Store].
@@ -502,6 +574,7 @@ func (s *Shared) Close() error {
 	s.db.mu.Lock()
 	defer s.db.mu.Unlock()
 	s.dead = true
+	close(s.end)
 	return nil
 }
 

@@ -3,7 +3,6 @@ package simulation
 import (
 	"cmp"
 	"slices"
-	"time"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
@@ -112,7 +111,10 @@ func (p *planner) batch(b *persistence.Batch) {
 		set := mutation{at: column{slot: slotMark}, ts: ts, value: m}
 		p.put(&p.rest, at, set, mutation{many: &removal{slot: slotSettled, upTo: int64(m.Low), ts: ts}})
 		if p.s.opts.Sweep {
-			p.job.after = append(p.job.after, func() {
+			p.job.after = append(p.job.after, func(err error) {
+				if err != nil {
+					return
+				}
 				gone := removal{upTo: int64(m.Low), ts: p.s.next(1)}
 				p.s.send(&write{place: inboxOf(m.Session), muts: []mutation{{many: &gone}}})
 			})
@@ -159,7 +161,7 @@ func (p *planner) session(r persistence.Session) {
 	p.put(&p.rest, at, mutation{ts: ts, value: r})
 	key := string(rune(r.Kind)) + r.Name
 	s.putting[key] = append(s.putting[key], r.ID)
-	p.job.after = append(p.job.after, func() {
+	p.job.after = append(p.job.after, func(error) {
 		ids := s.putting[key]
 		i := slices.Index(ids, r.ID)
 		if s.putting[key] = slices.Delete(slices.Clone(ids), i, i+1); len(ids) == 1 {
@@ -172,7 +174,7 @@ func (p *planner) session(r persistence.Session) {
 }
 
 func (p *planner) spread(sp *persistence.Spread) {
-	now := time.Now().UnixMilli()
+	now := p.s.wall().UnixMilli()
 	wide := len(sp.Targets) > p.s.opts.InlineUpTo
 	for _, m := range sp.Messages {
 		p.s.saw(m.ID)
@@ -182,7 +184,7 @@ func (p *planner) spread(sp *persistence.Spread) {
 		ts := idStamp(m.ID)
 		if wide {
 			step := &p.rest
-			if p.s.opts.Bug == bugPayload {
+			if p.s.opts.Bug == bugPayload || p.s.cluster { // other nodes read at any time
 				step = &p.first
 			}
 			p.put(step, place{table: tablePayload, a: int64(m.ID)}, mutation{ts: ts, value: m})
@@ -250,6 +252,10 @@ func (s *Shared) intent(j *job, b *persistence.Batch, ts int64, plain, steps []f
 	default:
 		steps = append([]func() []*write{put}, steps...)
 	}
-	j.after = append(j.after, gone)
+	j.after = append(j.after, func(err error) {
+		if err == nil { // else it waits to be finished
+			gone()
+		}
+	})
 	return steps
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"time"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
@@ -34,6 +33,18 @@ func (s *Shared) readNow(ctx context.Context, f func() error) error {
 	return f()
 }
 
+// follow keeps the clock above what was read: who takes a session over writes what is
+// newer, however far apart the machines' clocks are.
+func (s *Shared) follow(at place) {
+	if p := s.db.parts[at]; p != nil && s.cluster {
+		for _, c := range p.rows {
+			if c.value != nil { // of a removal nobody learns
+				s.stamp = max(s.stamp, c.ts)
+			}
+		}
+	}
+}
+
 // Session implements [persistence.Store].
 func (s *Shared) Session(ctx context.Context, kind persistence.Kind, name string) (row persistence.Session, err error) {
 	read := s.read
@@ -41,6 +52,7 @@ func (s *Shared) Session(ctx context.Context, kind persistence.Kind, name string
 		read = s.readNow
 	}
 	err = read(ctx, func() error {
+		s.follow(sessionPlace(kind, name))
 		var ok bool
 		if row, ok = s.db.oneLocked(sessionPlace(kind, name), column{}).(persistence.Session); !ok {
 			return herald.ErrNotFound
@@ -53,6 +65,7 @@ func (s *Shared) Session(ctx context.Context, kind persistence.Kind, name string
 // Subscriptions implements [persistence.Store].
 func (s *Shared) Subscriptions(ctx context.Context, id herald.SessionID) (subs []persistence.Subscription, err error) {
 	err = s.read(ctx, func() error {
+		s.follow(subscriptionsOf(id))
 		for _, r := range s.db.rowsLocked(subscriptionsOf(id)) {
 			subs = append(subs, r.value.(persistence.Subscription))
 		}
@@ -64,6 +77,7 @@ func (s *Shared) Subscriptions(ctx context.Context, id herald.SessionID) (subs [
 // Window implements [persistence.Store].
 func (s *Shared) Window(ctx context.Context, id herald.SessionID) (win persistence.Window, err error) {
 	err = s.readNow(ctx, func() error {
+		s.follow(windowOf(id))
 		for _, r := range s.db.rowsLocked(windowOf(id)) {
 			switch v := r.value.(type) {
 			case persistence.Mark:
@@ -139,7 +153,7 @@ func (s *Shared) Inbox(ctx context.Context, id herald.SessionID, after, upTo her
 			}
 		}
 		weight := 0
-		now := time.Now().UnixMilli()
+		now := s.wall().UnixMilli()
 		for _, r := range rows {
 			mid := herald.ID(r.at.key)
 			if mid <= after || mid > upTo || settled[r.at.key] || hidden[mid] {

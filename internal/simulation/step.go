@@ -203,7 +203,7 @@ func (w *World) doSubscribe() {
 	if w.rng.IntN(8) > 0 {
 		qos = max(qos, 1)
 	}
-	if w.rng.IntN(4) == 0 {
+	if w.rng.IntN(4) == 0 && len(w.ledger.groups) > 0 {
 		if sub := c.subs["$share/g/s/#"]; sub != nil && sub.ever {
 			return
 		}

@@ -2,8 +2,10 @@ package simulation
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/herald-mqtt/herald/persistence"
 	"github.com/herald-mqtt/herald/persistence/storetest"
@@ -82,6 +84,29 @@ func TestSharedStore(t *testing.T) {
 				t.Error(err)
 			}
 			return open(p.Crash(0).(*Shared))
+		},
+		Node: func(_ testing.TB, on persistence.Cluster, ahead time.Duration) persistence.Cluster {
+			db := NewDatabase(rand.New(rand.NewPCG(1, 1)), 0)
+			if on != nil {
+				db = on.(*Shared).db
+			}
+			n := NewMember(db, func() time.Time { return time.Now().Add(ahead) }, SharedOptions{InlineUpTo: 3})
+			go func() {
+				for {
+					select {
+					case <-n.moved:
+					case <-n.end:
+						return
+					}
+					for w, m := n.Queued(); w+m > 0 || n.waiting(); w, m = n.Queued() {
+						n.unpark()
+						n.Sync(w)
+						n.Tell(w + m)
+						runtime.Gosched()
+					}
+				}
+			}()
+			return n
 		},
 		Large: 500, Rounds: 5,
 	})

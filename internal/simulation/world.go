@@ -63,7 +63,8 @@ type World struct {
 
 	store  backend
 	engine *engine.Engine
-	epoch  int // lives of the process
+	fleet  *Fleet // many nodes instead of one engine; may be nil
+	epoch  int    // lives of the process
 	log    []string
 	err    error
 }
@@ -134,12 +135,39 @@ func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
 func (w *World) now() time.Time { return time.Now() }
 
 func (w *World) logf(format string, args ...any) {
+	if w.fleet != nil {
+		w.fleet.logf(format, args...)
+		return
+	}
 	w.log = append(w.log, fmt.Sprintf(format, args...))
 }
 
 // calm tells whether the broker has no reason to close a connection that a client
 // holds.
-func (w *World) calm(c *conn) bool { return c.e == w.engine }
+func (w *World) calm(c *conn) bool { return w.fleet == nil && c.e == w.engine }
+
+// dial opens a connection for a client; nil: nobody is there.
+func (w *World) dial(name string, connect []byte) *conn {
+	if w.fleet == nil {
+		return newConn(w.engine, name, connect, w.bound, nil)
+	}
+	l := w.fleet.home()
+	if l == nil {
+		return nil
+	}
+	w.epoch++ // what another node knows, this one may not
+	w.logf("%s connects to %s", name, l.n.name)
+	return newConn(l.engine.Load(), name, connect, w.bound, l)
+}
+
+// healthy tells whether the process that has a connection runs and may store.
+func (w *World) healthy(c *conn) func() bool {
+	if c.life != nil {
+		return func() bool { return c.life.store.Health() == nil && c.life.Valid() }
+	}
+	store := w.store
+	return func() bool { return store.Health() == nil }
+}
 
 func (w *World) start() {
 	if w.opts.Shared {

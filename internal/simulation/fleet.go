@@ -1,0 +1,476 @@
+package simulation
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/engine"
+	"github.com/herald-mqtt/herald/broker/session"
+)
+
+// The mistakes that a cluster can be told to make.
+const (
+	bugWallClock   = "a lease checked on the wall clock"
+	bugSubackEarly = "a SUBACK before the last node applied the route"
+)
+
+// FleetOptions are what a schedule of a cluster can be told.
+type FleetOptions struct {
+	// Steps is the length of the schedule.
+	Steps int
+	// Faults: nodes die, stand still, are cut off.
+	Faults bool
+	// Bug is a mistake made on purpose.
+	Bug string
+}
+
+// Fleet is a cluster: nodes on one database and one transport, with the clients of a
+// [World], which connect to any of them. It lives in a bubble of testing/synctest.
+// Other than in a world of one node, everything between the steps goes on by itself as
+// time passes, some of it slowly.
+type Fleet struct {
+	w         *World
+	opts      FleetOptions
+	rng       *rand.Rand // of the schedule
+	db        *Database
+	net       *transport
+	nodes     []*node
+	cfg       engine.Config
+	storeOpts SharedOptions
+	ending    atomic.Bool
+	began     time.Time
+
+	logMu sync.Mutex
+	later sync.WaitGroup
+}
+
+// RunFleet runs the schedule of a seed, like [Run].
+func RunFleet(seed uint64, o FleetOptions) (log []string, err error) {
+	f := newFleet(seed, o)
+	f.run()
+	return f.w.log, f.w.err
+}
+
+func newFleet(seed uint64, o FleetOptions) *Fleet {
+	r := rand.New(rand.NewPCG(seed, 10))
+	w := &World{opts: Options{Steps: o.Steps, Shared: true}, rng: r}
+	w.ledger = newLedger(w)
+	time.Sleep(time.Until(herald.Epoch.Add(24 * time.Hour)))
+	w.receive = pick(r, 2, 8, 1024)
+	w.bound = pick(r, 200, 2000, 1<<20)
+	f := &Fleet{w: w, opts: o, rng: r, began: time.Now()}
+	w.fleet = f
+	f.cfg = engine.Config{
+		MaxQoS: 2, ReceiveMaximum: w.receive, BackgroundAbove: pick(r, 0, 0, 1),
+		Memory: pick(r, session.Memory{}, session.Memory{Pending: 4, Page: 3, Settled: 8}, session.Memory{Pending: 1, Page: 1, Settled: 4}),
+		Shared: engine.SharedConfig{Expiry: 24 * time.Hour},
+	}
+	f.storeOpts = SharedOptions{Slow: true, InlineUpTo: pick(r, 0, 1, 16), Sweep: r.IntN(2) == 0, Bug: o.Bug}
+	f.db = NewDatabase(rand.New(rand.NewPCG(r.Uint64(), 9)), pick(r, 0, 20))
+	f.db.lose = pick(r, 0, 0, 30)
+	f.net = newTransport(rand.New(rand.NewPCG(r.Uint64(), 11)))
+	for i := range 3 + r.IntN(3) {
+		f.nodes = append(f.nodes, &node{f: f, name: fmt.Sprintf("n%d", i), ahead: time.Duration(r.IntN(3)*r.IntN(1500)) * time.Millisecond})
+	}
+	for i := range 2 + r.IntN(4) {
+		c := &client{
+			w: w, name: fmt.Sprintf("c%d", i), version: pick(r, herald.V311, herald.V5), durable: i == 0 || r.IntN(3) > 0,
+			receive: pick(r, 1, 2, 5, 1000), asked: map[uint16]*request{}, aliasOf: map[uint16]string{},
+		}
+		if c.version == herald.V311 {
+			c.receive = w.receive
+		}
+		c.receive = min(c.receive, w.receive)
+		c.newSession()
+		w.clients = append(w.clients, c)
+	}
+	return f
+}
+
+func (f *Fleet) logf(format string, args ...any) {
+	f.logMu.Lock()
+	defer f.logMu.Unlock()
+	f.w.log = append(f.w.log, fmt.Sprintf("%.3f ", time.Since(f.began).Seconds())+fmt.Sprintf(format, args...))
+}
+
+// wrong notes an error that was not found in a step.
+func (f *Fleet) wrong(err error) {
+	f.db.mu.Lock()
+	defer f.db.mu.Unlock()
+	if f.db.wrong == nil {
+		f.db.wrong = err
+	}
+}
+
+// after calls g a while later, unless all is over.
+func (f *Fleet) after(d time.Duration, g func()) {
+	f.later.Go(func() {
+		time.Sleep(d)
+		if !f.ending.Load() {
+			g()
+		}
+	})
+}
+
+// home is a node for a client to connect to, any that serves; nil: there is none.
+func (f *Fleet) home() *life {
+	var up []*life
+	for _, n := range f.nodes {
+		n.mu.Lock()
+		if l := n.now; l != nil {
+			l.mu.Lock()
+			if l.serving {
+				up = append(up, l)
+			}
+			l.mu.Unlock()
+		}
+		n.mu.Unlock()
+	}
+	if len(up) == 0 {
+		return nil
+	}
+	return up[f.rng.IntN(len(up))]
+}
+
+// fleetKinds are what a step can be.
+var fleetKinds = [...]struct {
+	name   string
+	weight int
+	fault  bool
+	do     func(*Fleet)
+}{
+	{"publish", 20, false, func(f *Fleet) { f.w.doPublish() }},
+	{"carry", 30, false, func(f *Fleet) { f.w.doCarry() }},
+	{"read", 40, false, func(f *Fleet) { f.w.doRead() }},
+	{"answer", 30, false, func(f *Fleet) { f.w.doAnswer() }},
+	{"connect", 20, false, func(f *Fleet) { f.w.doConnect() }},
+	{"drop", 3, false, func(f *Fleet) { f.w.doDrop() }},
+	{"notice", 4, false, func(f *Fleet) { f.w.doNotice() }},
+	{"subscribe", 5, false, func(f *Fleet) { f.w.doSubscribe() }},
+	{"unsubscribe", 1, false, func(f *Fleet) { f.w.doUnsubscribe() }},
+	{"disconnect", 1, false, func(f *Fleet) { f.w.doDisconnect() }},
+	{"takeover", 3, false, func(f *Fleet) { f.w.doTakeOver() }},
+	{"kill", 2, true, (*Fleet).doKill},
+	{"stop", 1, true, (*Fleet).doStop},
+	{"start", 4, true, (*Fleet).doStart},
+	{"stand still", 2, true, (*Fleet).doPause},
+	{"database", 2, true, (*Fleet).doLine},
+	{"transport", 3, true, (*Fleet).doTransport},
+	{"clock", 1, true, (*Fleet).doClock},
+	{"heal", 4, true, (*Fleet).doHeal},
+}
+
+func (f *Fleet) step() {
+	sum := 0
+	for _, k := range fleetKinds {
+		if f.opts.Faults || !k.fault {
+			sum += k.weight
+		}
+	}
+	n := f.rng.IntN(sum)
+	for _, k := range fleetKinds {
+		if !f.opts.Faults && k.fault {
+			continue
+		}
+		if n -= k.weight; n < 0 {
+			k.do(f)
+			return
+		}
+	}
+}
+
+func (f *Fleet) any() *node { return f.nodes[f.rng.IntN(len(f.nodes))] }
+
+func (n *node) runs() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.now != nil
+}
+
+func (f *Fleet) doKill() {
+	if n := f.any(); n.runs() {
+		f.logf("%s is killed", n.name)
+		f.w.epoch++
+		n.kill()
+	}
+}
+
+func (f *Fleet) doStop() {
+	if n := f.any(); n.runs() && !n.still() && n.line() == lineUp {
+		f.logf("%s is stopped", n.name)
+		f.w.epoch++
+		f.later.Go(func() {
+			if err := n.leave(); err != nil {
+				f.logf("%s has not left: %v", n.name, err)
+			}
+		})
+	}
+}
+
+func (f *Fleet) doStart() {
+	for _, n := range f.nodes {
+		if !n.runs() {
+			f.logf("%s is started", n.name)
+			n.start()
+			return
+		}
+	}
+}
+
+func (f *Fleet) doPause() {
+	n := f.any()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.now == nil || n.gate != nil {
+		return
+	}
+	d := pick(f.rng, 500*time.Millisecond, 4*time.Second, 7*time.Second, 12*time.Second)
+	f.logf("%s stands still for %v", n.name, d)
+	f.w.epoch++
+	gate := make(chan struct{})
+	n.gate = gate
+	f.later.Go(func() {
+		time.Sleep(d)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.gate == gate {
+			f.logf("%s goes on", n.name)
+			n.gate = nil
+			close(gate)
+		}
+	})
+}
+
+func (f *Fleet) doLine() {
+	n := f.any()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.state = pick(f.rng, lineSlow, lineCut)
+	f.w.epoch++
+	f.logf("%s: the database is slow (1) or out of reach (2): %d", n.name, n.state)
+}
+
+func (f *Fleet) doTransport() {
+	f.w.epoch++
+	if f.rng.IntN(4) == 0 {
+		f.logf("redis goes away")
+		f.net.change(func() { f.net.down = true })
+		return
+	}
+	n := f.any()
+	n.mu.Lock()
+	l := n.now
+	n.mu.Unlock()
+	if l == nil {
+		return
+	}
+	if e := l.opened.Load(); e != nil {
+		how := f.rng.IntN(3)
+		f.logf("%s is deaf (0), mute (1), cut off from redis (2): %d", n.name, how)
+		f.net.change(func() {
+			switch how {
+			case 0:
+				e.deaf = true
+			case 1:
+				e.mute = true
+			default:
+				e.cut = true
+			}
+		})
+	}
+}
+
+func (f *Fleet) doClock() {
+	n := f.any()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	d := pick(f.rng, -3*time.Second, -500*time.Millisecond, 700*time.Millisecond, 2*time.Second)
+	if a := n.ahead + d; a < -4*time.Second || a > 6*time.Second {
+		d = -n.ahead
+	}
+	n.ahead += d
+	f.logf("the clock of %s is set by %v", n.name, d)
+}
+
+func (f *Fleet) doHeal() {
+	switch f.rng.IntN(3) {
+	case 0:
+		f.healRedis()
+	case 1:
+		n := f.any()
+		n.mu.Lock()
+		n.state = lineUp
+		n.mu.Unlock()
+	default:
+		f.healLinks()
+	}
+}
+
+func (f *Fleet) healRedis() {
+	was := false
+	f.net.change(func() { was, f.net.down = f.net.down, false })
+	if was {
+		f.logf("redis is back")
+		if f.rng.IntN(2) == 0 {
+			f.logf("it is empty")
+			f.net.lose()
+		}
+	}
+}
+
+func (f *Fleet) healLinks() {
+	f.net.change(func() {
+		for _, e := range f.net.ends {
+			e.deaf, e.mute, e.cut = false, false, false
+		}
+	})
+}
+
+// run runs the schedule.
+func (f *Fleet) run() {
+	w := f.w
+	f.logf("%d nodes, receive maximum %d, connections of %d bytes, %+v, wide above %d, %+v, again %d, lose %d", len(f.nodes), w.receive, w.bound,
+		f.cfg.Memory, f.cfg.BackgroundAbove, f.storeOpts, f.db.again, f.db.lose)
+	for _, n := range f.nodes {
+		f.logf("%s: ahead by %v", n.name, n.ahead)
+		n.start()
+		if f.rng.IntN(2) == 0 {
+			time.Sleep(time.Duration(f.rng.IntN(3000)) * time.Millisecond)
+		}
+	}
+	for _, c := range w.clients {
+		f.logf("%s: version %d, durable %v, receive maximum %d", c.name, c.version, c.durable, c.receive)
+	}
+	for f.home() == nil && w.err == nil {
+		time.Sleep(50 * time.Millisecond)
+	}
+	for i := 0; i < f.opts.Steps && w.err == nil; i++ {
+		f.step()
+		time.Sleep(f.pace())
+		f.look()
+	}
+	if w.err == nil {
+		f.finish()
+	}
+	f.stop()
+	if w.err != nil {
+		f.describe()
+	}
+}
+
+// pace is how long a step takes.
+func (f *Fleet) pace() time.Duration {
+	switch f.rng.IntN(40) {
+	case 0:
+		return time.Duration(f.rng.IntN(7000)) * time.Millisecond
+	case 1, 2, 3:
+		return time.Duration(f.rng.IntN(300)) * time.Millisecond
+	case 4, 5, 6, 7, 8, 9:
+		return time.Duration(f.rng.IntN(20)) * time.Millisecond
+	}
+	return time.Duration(f.rng.IntN(2000)) * time.Microsecond
+}
+
+// look checks what must hold at any moment.
+func (f *Fleet) look() {
+	f.w.look()
+	f.db.mu.Lock()
+	defer f.db.mu.Unlock()
+	f.w.fail(f.db.wrong)
+}
+
+// finish mends everything, lets everybody come back and everything through, and
+// checks.
+func (f *Fleet) finish() {
+	w := f.w
+	f.logf("everything is mended")
+	f.healRedis()
+	f.healLinks()
+	for _, n := range f.nodes {
+		n.mu.Lock()
+		n.state = lineUp
+		n.mu.Unlock()
+	}
+	for quiet, n := 0, 0; quiet < 40 && w.err == nil; n++ {
+		if n > 3000 {
+			w.fail(fmt.Errorf("it does not come to rest"))
+			break
+		}
+		quiet++
+		for _, n := range f.nodes {
+			if !n.runs() {
+				n.start()
+				quiet = 0
+			}
+		}
+		for _, c := range w.clients {
+			if c.conn == nil {
+				c.connect(!c.durable)
+				quiet = 0
+				continue
+			}
+			before := len(w.log)
+			w.fail(c.read(1 << 20))
+			if c.conn == nil || !c.up || len(w.log) > before || len(c.net)+len(c.owed)+len(c.out)+len(c.asked) > 0 {
+				quiet = 0
+			}
+			if c.conn != nil {
+				c.answer(1 << 20)
+				c.carry(1 << 20)
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+		f.look()
+	}
+	if w.err != nil {
+		for _, c := range w.clients {
+			f.logf("%s: up %v, %d to send, %d owed, %d publishes, %d requests", c.name, c.up, len(c.net), len(c.owed), len(c.out), len(c.asked))
+		}
+		return
+	}
+	f.logf("everything is through")
+	w.fail(w.ledger.check())
+}
+
+// stop ends everything.
+func (f *Fleet) stop() {
+	f.ending.Store(true)
+	for _, c := range f.w.clients {
+		c.lose(true)
+		for _, g := range c.ghosts {
+			g.hangUp()
+		}
+		c.ghosts = nil
+	}
+	for _, n := range f.nodes {
+		n.kill()
+	}
+	f.later.Wait()
+	for _, n := range f.nodes { // who was stopping
+		n.kill()
+	}
+}
+
+func (f *Fleet) describe() {
+	s := NewMember(f.db, time.Now, f.storeOpts)
+	s.describe(f.w.logf)
+	f.db.mu.Lock()
+	defer f.db.mu.Unlock()
+	for n := range uint16(len(f.db.members)) {
+		m := f.db.members[n]
+		f.w.logf("member %d/%d %s: state %d, beat %d", m.Node, m.Life, m.Name, m.State, m.Beat)
+	}
+	var keys []string
+	for k := range f.db.claims {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		f.w.logf("claim of %q: %+v", k[1:], f.db.claims[k])
+	}
+}
