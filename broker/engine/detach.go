@@ -51,11 +51,9 @@ func (e *Engine) abandon(conn Conn) {
 	if c == nil || e.stopping.Load() {
 		return // Closed comes
 	}
-	e.bg.Add(1)
-	go func() {
-		defer e.bg.Done()
+	e.jobs.run(func() {
 		e.detach(c, nil)
-	}()
+	})
 }
 
 var errExpiry = &wire.Error{Reason: wire.ReasonProtocol, Text: "session expiry interval set in DISCONNECT after 0 in CONNECT"}

@@ -157,7 +157,7 @@ type Engine struct {
 	stopping  atomic.Bool
 	refusing  atomic.Bool
 	failed    atomic.Int64 // when a failed commit was logged last, Unix milliseconds
-	bg        sync.WaitGroup
+	jobs      jobs
 	slots     chan struct{} // one taken by each function that runs in the background
 	quit      chan struct{}
 	grants    grants
@@ -234,27 +234,11 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err := e.load(ctx); err != nil {
 		return fmt.Errorf("engine: load sessions: %w", err)
 	}
-	e.bg.Add(1)
-	go func() {
-		defer e.bg.Done()
-		e.housekeep()
-	}()
-	e.bg.Add(1)
-	go func() {
-		defer e.bg.Done()
-		e.spreadOutbox()
-	}()
+	e.jobs.run(e.housekeep)
+	e.jobs.run(e.spreadOutbox)
 	if e.nodes.on() {
-		e.bg.Add(1)
-		go func() {
-			defer e.bg.Done()
-			e.tellClosed()
-		}()
-		e.bg.Add(1)
-		go func() {
-			defer e.bg.Done()
-			e.trust()
-		}()
+		e.jobs.run(e.tellClosed)
+		e.jobs.run(e.trust)
 	}
 	return nil
 }
@@ -274,7 +258,9 @@ func (e *Engine) Stop(ctx context.Context) {
 	close(e.quit)
 	e.flight.pass(ctx)
 	e.outbox.end()
-	e.bg.Wait()
+	undo := context.AfterFunc(ctx, e.cancel)
+	e.jobs.end()
+	undo()
 	stopWorkers(e.workers)
 	e.cancel()
 }

@@ -30,13 +30,11 @@ const (
 // background runs f on a goroutine of its own, of which a bounded number run at
 // the same time.
 func (e *Engine) background(f func()) {
-	e.bg.Add(1)
-	go func() {
-		defer e.bg.Done()
+	e.jobs.run(func() {
 		e.slots <- struct{}{}
 		defer func() { <-e.slots }()
 		e.guard("background", f)
-	}()
+	})
 }
 
 // backgroundSlots bounds the reads of queues and retained messages that go on at

@@ -385,9 +385,7 @@ const errandSlots = 256
 
 // errand runs f on a goroutine of its own: it may wait for other nodes.
 func (e *Engine) errand(f func()) {
-	e.bg.Add(1)
-	go func() {
-		defer e.bg.Done()
+	e.jobs.run(func() {
 		select {
 		case e.errands <- struct{}{}:
 		case <-e.life.Done():
@@ -395,5 +393,5 @@ func (e *Engine) errand(f func()) {
 		}
 		defer func() { <-e.errands }()
 		e.guard("errand", f)
-	}()
+	})
 }
