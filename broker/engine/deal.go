@@ -2,6 +2,7 @@ package engine
 
 import (
 	"slices"
+	"time"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/listen"
@@ -240,18 +241,29 @@ func (e *Engine) readGroup(g *group, after herald.ID, limit int) {
 			limit = 0 // not the end: it is asked for again with the next message
 		}
 		full := len(entries) == limit || weight(entries) >= pageBytes
-		e.workers[0].call(func(w *listen.Worker) {
-			entries := arrived.visible(entries)
-			if full {
-				limit = len(entries) // there may be more
-			}
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			g.core.Page(entries, limit)
-			g.dealLocked(e, e.env(), w)
-		})
+		page := func() {
+			e.workers[0].call(func(w *listen.Worker) {
+				entries := arrived.visible(entries)
+				if full {
+					limit = len(entries) // there may be more
+				}
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				g.core.Page(entries, limit)
+				g.dealLocked(e, e.env(), w)
+			})
+		}
+		switch {
+		case err == nil:
+			page()
+		case e.life.Err() == nil: // it is asked for again at once
+			time.AfterFunc(readAgain, page)
+		}
 	})
 }
+
+// readAgain is when a group's queue is read again after an error.
+const readAgain = 500 * time.Millisecond
 
 // restoreForeign fetches the entries of groups' inboxes that a client that has
 // come back was sent and has not acknowledged.
