@@ -41,6 +41,17 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// A percentile beside other programs is theirs.
+func TestLatencyIsNotToldOnABusyMachine(t *testing.T) {
+	busy := outcome(1)
+	busy.Median.Extra["other_cores"] = 1.5
+	r := report{Outcomes: map[way]bench.Outcome{across: outcome(1), within: busy}}
+	added(&r)
+	if len(r.Verdicts) != 1 || r.Verdicts[0].Got != nil || len(r.Notes) != 2 {
+		t.Errorf("%v %v", r.Verdicts, r.Notes)
+	}
+}
+
 // The rounds that count are the quiet ones, and those that failed come last.
 func TestLeastDisturbedRoundsCount(t *testing.T) {
 	round := func(value, others float64, err error) map[way]turn {
