@@ -118,6 +118,9 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 			return Connack{}, err
 		}
 	}
+	if died {
+		e.owners.sealed(name)
+	}
 
 	c := &client{
 		e: e, name: name, version: con.Version, row: row,

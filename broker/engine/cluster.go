@@ -152,7 +152,10 @@ func (e *Engine) meet(id bridge.Peer) *peer {
 	if p := n.known[id]; p != nil {
 		return p
 	}
-	floor := e.flight.advance(e.ids, e.now()).Floor() // the millisecond may be shared
+	floor := herald.ID(0) // one that was there before: it will tell
+	if e.loaded.Load() {
+		floor = e.flight.advance(e.ids, e.now()).Floor() // the millisecond may be shared
+	}
 	p := &peer{Peer: id, e: e, routes: make(map[string]struct{}), shown: floor, closed: floor}
 	p.live, p.waited = &remote{peer: p}, &remote{peer: p, wait: true}
 	n.known[id] = p

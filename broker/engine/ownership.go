@@ -24,12 +24,13 @@ import (
 
 // owners are the claims of this node.
 type owners struct {
-	mu      sync.Mutex // guards below
-	own     map[ownerKey]persistence.Claim
-	asking  map[uint64]chan uint64   // by request
-	wanted  map[ownerKey]bridge.Peer // asked for in this node's row, while Redis is away
-	giving  map[ownerKey]struct{}    // being given up to somebody who asked so
-	request atomic.Uint64
+	mu       sync.Mutex // guards below
+	own      map[ownerKey]persistence.Claim
+	asking   map[uint64]chan uint64   // by request
+	wanted   map[ownerKey]bridge.Peer // asked for in this node's row, while Redis is away
+	unsealed map[string]struct{}      // clients whose window is still to be sealed
+	giving   map[ownerKey]struct{}    // being given up to somebody who asked so
+	request  atomic.Uint64
 }
 
 type ownerKey struct {
@@ -40,6 +41,7 @@ type ownerKey struct {
 func (o *owners) init() {
 	o.own = make(map[ownerKey]persistence.Claim)
 	o.asking = make(map[uint64]chan uint64)
+	o.unsealed = make(map[string]struct{})
 	o.wanted = make(map[ownerKey]bridge.Peer)
 	o.giving = make(map[ownerKey]struct{})
 }
@@ -377,7 +379,21 @@ func (e *Engine) secure(name string, ends bool) (died, moved bool, err error) {
 		e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
 		return false, false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
 	}
+	o := &e.owners
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if died {
+		o.unsealed[name] = struct{}{}
+	}
+	_, died = o.unsealed[name]
 	return died, moved, nil
+}
+
+// sealed notes that a session's window is sealed: until then every connection tries.
+func (o *owners) sealed(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.unsealed, name)
 }
 
 // errandSlots bounds what runs at the same time on behalf of other nodes.
