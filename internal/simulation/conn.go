@@ -29,10 +29,11 @@ type conn struct {
 	mu  sync.Mutex // held from Begin to End; guards out
 	out []byte     // written by the broker, not read by the client
 
-	pending atomic.Int64 // length of out
-	over    atomic.Bool  // it was half the bound
-	gone    atomic.Bool  // the engine was told that it has ended
-	user    atomic.Value
+	pending  atomic.Int64 // length of out
+	over     atomic.Bool  // it was half the bound
+	gone     atomic.Bool  // the engine was told that it has ended
+	answered atomic.Bool  // its CONNECT was carried out, or refused
+	user     atomic.Value
 
 	st      sync.Mutex // guards below
 	wake    sync.Cond
@@ -143,6 +144,7 @@ func (c *conn) run() {
 		return
 	}
 	ack, err := c.e.Connect(c, c.name)
+	c.answered.Store(true)
 	if err != nil {
 		c.CloseAfter(nil, wire.AppendConnack(nil, c.version, false, wire.ReasonUnavailable, nil))
 		c.e.Established(c)

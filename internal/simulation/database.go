@@ -34,6 +34,7 @@ type Database struct {
 	plans   map[int64]plan              // by run: what was found of a dead life
 	names   map[herald.SessionID]string // keys of clients' claims
 	wrong   error                       // a rule that was broken
+	failed  bool                        // a commit has, for want of an answer
 	lose    int                         // out of how many answers one is lost; 0: none
 	maxID   herald.ID                   // highest that was seen
 }

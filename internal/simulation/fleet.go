@@ -148,13 +148,13 @@ var fleetKinds = [...]struct {
 	{"carry", 30, false, func(f *Fleet) { f.w.doCarry() }},
 	{"read", 40, false, func(f *Fleet) { f.w.doRead() }},
 	{"answer", 30, false, func(f *Fleet) { f.w.doAnswer() }},
-	{"connect", 20, false, func(f *Fleet) { f.w.doConnect() }},
+	{"connect", 20, false, (*Fleet).doConnect},
 	{"drop", 3, false, func(f *Fleet) { f.w.doDrop() }},
 	{"notice", 4, false, func(f *Fleet) { f.w.doNotice() }},
 	{"subscribe", 5, false, func(f *Fleet) { f.w.doSubscribe() }},
 	{"unsubscribe", 1, false, func(f *Fleet) { f.w.doUnsubscribe() }},
 	{"disconnect", 1, false, func(f *Fleet) { f.w.doDisconnect() }},
-	{"takeover", 3, false, func(f *Fleet) { f.w.doTakeOver() }},
+	{"takeover", 3, false, (*Fleet).doTakeOver},
 	{"kill", 2, true, (*Fleet).doKill},
 	{"stop", 1, true, (*Fleet).doStop},
 	{"start", 4, true, (*Fleet).doStart},
@@ -190,6 +190,41 @@ func (n *node) runs() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.now != nil
+}
+
+func (f *Fleet) doConnect() {
+	if c := f.w.some(func(c *client) bool { return c.conn == nil && !c.hanging() }); c != nil {
+		f.w.connect(c)
+	}
+}
+
+func (f *Fleet) doTakeOver() {
+	if c := f.w.some(func(c *client) bool { return c.up }); c != nil {
+		f.w.connect(c)
+	}
+}
+
+// hanging tells whether a node may still be about to carry out a CONNECT that the
+// client has given up. It would take the session from the client's next connection,
+// and a clean start would end it; so the client waits.
+func (c *client) hanging() bool {
+	for _, g := range c.ghosts {
+		if !g.answered.Load() && !g.gone.Load() && g.life.ctx.Err() == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *node) serves() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.now == nil {
+		return false
+	}
+	n.now.mu.Lock()
+	defer n.now.mu.Unlock()
+	return n.now.serving
 }
 
 func (f *Fleet) doKill() {
@@ -382,6 +417,16 @@ func (f *Fleet) look() {
 	f.db.mu.Lock()
 	defer f.db.mu.Unlock()
 	f.w.fail(f.db.wrong)
+	if f.db.failed {
+		// Of what one client has under way, a commit may fail and a later one not: then
+		// what failed comes again, later.
+		f.db.failed = false
+		for _, c := range f.w.clients {
+			for _, o := range c.out {
+				o.m.loose = true
+			}
+		}
+	}
 }
 
 // finish mends everything, lets everybody come back and everything through, and
@@ -405,12 +450,16 @@ func (f *Fleet) finish() {
 		for _, n := range f.nodes {
 			if !n.runs() {
 				n.start()
+			}
+			if !n.serves() { // who is about to join, or to be found dead, holds closed time up
 				quiet = 0
 			}
 		}
 		for _, c := range w.clients {
 			if c.conn == nil {
-				c.connect(!c.durable)
+				if !c.hanging() {
+					c.connect(!c.durable)
+				}
 				quiet = 0
 				continue
 			}

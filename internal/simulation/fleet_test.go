@@ -51,3 +51,19 @@ func runFleets(t *testing.T, o FleetOptions) {
 		}
 	}
 }
+
+// TestFleetFindsBugs: the simulation finds what was broken by hand.
+func TestFleetFindsBugs(t *testing.T) {
+	oneAtATime(t)
+	for _, bug := range []string{bugMarkPast, bugWallClock, bugSubackEarly, bugIntentEarly} {
+		t.Run(bug, func(t *testing.T) {
+			for seed := uint64(1); seed <= 3000; seed++ {
+				if _, err := simulateFleet(t, seed, FleetOptions{Steps: steps, Faults: true, Bug: bug}); err != nil {
+					t.Logf("found by seed %d: %.200v", seed, err)
+					return
+				}
+			}
+			t.Error("not found")
+		})
+	}
+}

@@ -37,7 +37,6 @@ type life struct {
 	n      *node
 	store  *Shared
 	member *membership.Node
-	end    *endpoint
 	engine atomic.Pointer[engine.Engine]
 	opened atomic.Pointer[endpoint]
 	ctx    context.Context // ends with it
@@ -49,7 +48,6 @@ type life struct {
 	serving bool
 	conns   map[*conn]struct{}
 	death   []persistence.Member // to be finished by the engine, when there is one
-	failed  error
 }
 
 var (
@@ -272,10 +270,19 @@ func (l *life) stop() {
 			e.Stop(ctx)
 			close(stopped)
 		}()
+		for range 300 {
+			select {
+			case <-stopped:
+				return
+			case <-time.After(100 * time.Millisecond):
+				e.LetGo() // whom only the transport could help
+			}
+		}
 		select {
 		case <-stopped:
-		case <-time.After(30 * time.Second):
-			l.n.f.wrong(fmt.Errorf("the engine of %s does not stop", l.n.name))
+		default:
+			all := make([]byte, 1<<20)
+			l.n.f.wrong(fmt.Errorf("the engine of %s does not stop\n%s", l.n.name, all[:runtime.Stack(all, true)]))
 		}
 	}
 }

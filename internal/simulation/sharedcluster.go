@@ -13,7 +13,6 @@ import (
 // membership of a [Database]: rows that change by compare-and-set, and what becomes
 // of a life.
 type plan struct {
-	places  []place
 	intents map[*intent]bool
 }
 
@@ -439,6 +438,7 @@ func (s *Shared) expire() {
 	s.db.mu.Lock()
 	for _, j := range slices.Clone(s.line) {
 		if !j.finished && !j.begun && time.Since(j.since) > giveUp {
+			s.db.failed = true
 			s.fail(j)
 		}
 	}

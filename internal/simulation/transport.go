@@ -66,7 +66,6 @@ type wireLine struct {
 type letter struct {
 	frame  []byte
 	done   func(error)
-	held   bool // that it is held was told
 	change *bridge.Change
 	pos    bridge.Position
 	hello  bool // all routes
