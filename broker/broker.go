@@ -81,12 +81,21 @@ func on(cfg config.Config, store persistence.Store, c *cluster, log *zap.Logger)
 	b := &Broker{cfg: cfg, log: log, store: store, cluster: c, now: clock(), registry: prometheus.NewRegistry()}
 	b.drain = newDrain(b)
 	if err := b.build(); err != nil {
+		b.unbind()
 		if c != nil {
 			c.abandon()
 		}
 		return nil, errors.Join(err, store.Close())
 	}
 	return b, nil
+}
+
+// unbind lets go of the addresses of a node that has not served.
+func (b *Broker) unbind() {
+	for _, l := range b.listeners {
+		l.Close(func(string) {})
+	}
+	b.listeners = nil
 }
 
 // clock is the node's: the machine's, unless a test says that it is ahead.
@@ -181,6 +190,7 @@ func (b *Broker) build() error {
 // and [ErrCutOff] when it has left because it alone does not reach Redis.
 func (b *Broker) Run(ctx context.Context) error {
 	if err := b.start(ctx); err != nil {
+		b.unbind()
 		if b.cluster != nil {
 			b.cluster.abandon()
 		}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"time"
 
@@ -77,7 +78,9 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	defer unlock()
 	w := listen.NewWorker()
 	defer w.Flush()
-	e.takeOver(name, con, w)
+	if err := e.takeOver(name, con, w); err != nil {
+		return Connack{}, err
+	}
 	if e.cfg.MaxClients > 0 && e.connected() >= e.cfg.MaxClients {
 		return Connack{}, ErrBusy
 	}
@@ -268,12 +271,13 @@ func (e *Engine) begin(c *client, p session.Params, win persistence.Window, w *l
 
 // takeOver puts an older connection of the client away and waits until all that
 // it had under way is committed.
-func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) {
+// While the store is away, that may be long: then it returns an error.
+func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) error {
 	e.clientsMu.RLock()
 	old := e.clients[name]
 	e.clientsMu.RUnlock()
 	if old == nil {
-		return
+		return nil
 	}
 	old.mu.Lock()
 	conn := old.conn
@@ -289,10 +293,25 @@ func (e *Engine) takeOver(name string, con *wire.Connect, w *listen.Worker) {
 		}
 		conn.CloseAfter(w, goodbye)
 		w.Flush()
-		e.detach(old, con)
+		e.jobs.run(func() { e.detach(old, con) })
 	}
-	<-old.gone
+	look := time.NewTicker(takeOverLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-old.gone:
+			return nil
+		case <-look.C:
+			if err := e.store.Health(); err != nil {
+				return fmt.Errorf("%w: the session cannot be put away: %w", herald.ErrUnavailable, err)
+			}
+		}
+	}
 }
+
+// takeOverLook is how often a connection that waits for the one before it looks whether
+// that can be put away.
+const takeOverLook = 100 * time.Millisecond
 
 // commit commits a batch and waits for it.
 func (e *Engine) commit(b *persistence.Batch) error {

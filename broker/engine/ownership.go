@@ -241,17 +241,20 @@ func (e *Engine) handOver(to *peer, k ownerKey, f *frame) (epoch uint64, err err
 	}
 	unlock := e.claims.lock(k.name)
 	defer unlock()
-	return e.handOverLocked(to, k, f.epoch, func() {
+	return e.handOverLocked(to, k, f.epoch, func() error {
 		w := listen.NewWorker()
-		e.takeOver(k.name, nil, w)
+		err := e.takeOver(k.name, nil, w)
 		w.Flush()
-		e.dropWill(k.name, f.ends)
+		if err == nil {
+			e.dropWill(k.name, f.ends)
+		}
+		return err
 	})
 }
 
 // handOverLocked gives up what was claimed under an epoch; 0: whichever. One that
 // asks for an earlier one has had it, and lost it again.
-func (e *Engine) handOverLocked(to *peer, k ownerKey, epoch uint64, end func()) (next uint64, err error) {
+func (e *Engine) handOverLocked(to *peer, k ownerKey, epoch uint64, end func() error) (next uint64, err error) {
 	n := &e.nodes
 	old, err := n.store.Claimed(e.life, k.kind, k.name)
 	if err != nil {
@@ -264,7 +267,9 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, epoch uint64, end func()) 
 	if epoch != 0 && epoch != old.Epoch {
 		return 0, nil
 	}
-	end()
+	if err := end(); err != nil {
+		return 0, err
+	}
 	// What was published before must not be overtaken by what is published over
 	// there.
 	if err := e.allReceived(); err != nil {

@@ -69,21 +69,21 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 			events = append(events, appendSubscribed(c.h.id, &sub.Subscription))
 		}
 	}
+	var routed []persistence.Subscription // copies: retained messages may be on their way for one
 	for _, sub := range fresh {
 		if sub != nil {
 			c.subs[sub.Filter] = sub
+			routed = append(routed, sub.Subscription)
 		}
 	}
 	c.mu.Unlock()
-	for _, sub := range fresh {
-		if sub != nil {
-			e.touch(c.h.id, sub.Filter)
-			if err := e.routeTo(c.h, sub.Subscription); err != nil {
-				e.log.Error("making a shared group", errField(err))
-				if e.nodes.on() { // it would get nothing
-					c.fail(wire.ReasonUnavailable, w)
-					return
-				}
+	for _, sub := range routed {
+		e.touch(c.h.id, sub.Filter)
+		if err := e.routeTo(c.h, sub); err != nil {
+			e.log.Error("making a shared group", errField(err))
+			if e.nodes.on() { // it would get nothing
+				c.fail(wire.ReasonUnavailable, w)
+				return
 			}
 		}
 	}
