@@ -48,6 +48,7 @@ test-cql:
 # Not from the cache: some tests run the binary, which the cache does not see.
 test-go:
 	$(GO) test -race -count=1 -timeout 30m ./...
+	$(GO) test -count=1 -timeout 20m ./internal/simulation # far more schedules than under the race detector
 
 bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.json
 	./internal/bench/install-peers.sh
@@ -76,6 +77,7 @@ cluster: test-tools test-cql ## Redis, Cassandra and three nodes: MQTT on 1883 t
 soak: test-tools test-cql ## long run of the delivery checker with kills (SOAK=10m), then three nodes (EACH=60s per fault)
 	$(GO) run ./internal/checker/soak -for $(SOAK)
 	$(GO) run ./internal/clustertest/soak -for $(EACH) -at-least 2000
+	SCHEDULES=20000 FLEETS=10000 $(GO) test -count=1 -timeout 3h -run 'Schedules|Fleet' ./internal/simulation
 
 # Go fuzzes one target of one package at a time.
 fuzz: ## every fuzz target for a while (FUZZTIME=20000x, or 10m)

@@ -11,8 +11,18 @@
 // acknowledged with what arrived.
 //
 //	Disk, Store   what is stored, and what a crash leaves of it
+//	Database      rows that land one by one, whenever they do, and
+//	Shared        a store on them, as persistence/scylla is one
 //	conn          a connection, as the engine sees it
 //	client        an MQTT client
 //	ledger        what was promised, and whether it was kept
 //	World         all of them, and the schedule
+//
+// With many nodes the schedule does what clients do, and what goes wrong; all else
+// goes on by itself as virtual time passes, in an order that is not the same in every
+// run of a seed.
+//
+//	node, life    a machine, and a process on it with engine and real membership
+//	transport     what carries frames and announcements between them
+//	Fleet         all of them, with the clients of a World
 package simulation

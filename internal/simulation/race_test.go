@@ -6,4 +6,6 @@ package simulation
 // they take some ten times as long, and find no more.
 const defaultSchedules = 150
 
-const defaultFleets = 30
+const defaultFleets = 20
+
+const raceDetector = true

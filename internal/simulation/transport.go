@@ -31,6 +31,7 @@ type endpoint struct {
 	h    handler
 	pass func() // returns when the node's process runs
 	end  chan struct{}
+	one  [2]chan struct{} // of capacity 1: one goroutine at a time calls for frames, and one for changes
 
 	// Guarded by t.mu.
 	deaf, mute, cut bool // frames do not get in, or out, or neither and it knows
@@ -79,7 +80,7 @@ func newTransport(rng *rand.Rand) *transport {
 func (t *transport) open(self bridge.Peer, h handler, pass func()) *endpoint {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e := &endpoint{t: t, self: self, h: h, pass: pass, end: make(chan struct{}), routes: map[string]struct{}{},
+	e := &endpoint{t: t, self: self, h: h, pass: pass, end: make(chan struct{}), one: [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)}, routes: map[string]struct{}{},
 		lines: map[uint16]*wireLine{}, heard: map[bridge.Peer]bool{}}
 	t.ends[self] = e
 	t.movedLocked()
@@ -251,12 +252,18 @@ func (l *wireLine) carry(lane int) {
 				return
 			}
 			to.pass()
+			select {
+			case to.one[lane] <- struct{}{}:
+			case <-l.end:
+				return
+			}
 			to.h.Observe(clock)
 			if lane == 0 {
 				l.deliver(to)
 			} else {
 				l.apply(to)
 			}
+			<-to.one[lane]
 		}
 	}
 }
