@@ -46,8 +46,12 @@ test-cql:
 	else echo 'make test: please install a JDK 17 and maven' >&2; exit 1; fi
 
 # Not from the cache: some tests run the binary, which the cache does not see.
+# What starts databases and clusters comes last, one package after the other: its
+# bounds are times, and two of them at once would measure each other.
+SERVERS := internal/cassandra|internal/clustertest|persistence/scylla
 test-go:
-	$(GO) test -race -count=1 -timeout 30m ./...
+	$(GO) test -race -count=1 -timeout 30m $$($(GO) list ./... | grep -Ev '/($(SERVERS))(/|$$)')
+	$(GO) test -race -count=1 -timeout 30m -p 1 $$($(GO) list ./... | grep -E '/($(SERVERS))(/|$$)')
 	$(GO) test -count=1 -timeout 20m ./internal/simulation # far more schedules than under the race detector
 
 bench: build ## compare with mosquitto, nats-server and rumqttd; writes bench.json
