@@ -90,7 +90,7 @@ func divide(b *persistence.Batch) (plain, rest *persistence.Batch) {
 	r.Spreads = nil
 	for _, sp := range b.Spreads {
 		to := &r
-		if sp.Messages[0].QoS < 2 && len(b.WillsGone) == 0 {
+		if sp.Messages[0].QoS < 2 && len(b.WillsGone) == 0 && len(b.Subscribe) == 0 {
 			to = plain
 		}
 		to.Spreads = append(to.Spreads, sp)

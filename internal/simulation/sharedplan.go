@@ -34,7 +34,9 @@ type entry struct {
 func (s *Shared) whole(b *persistence.Batch) bool {
 	accepts := slices.ContainsFunc(b.Held, func(h persistence.Held) bool { return h.ID != 0 })
 	wills := len(b.WillsGone) > 0 && s.opts.Bug != bugWillApart
-	return len(b.Delete) > 0 || (len(b.Spreads) > 0 || len(b.Retain) > 0) && (accepts || wills)
+	// What a new subscription is owed, and that it has been given that.
+	owed := len(b.Spreads) > 0 && len(b.Subscribe) > 0
+	return len(b.Delete) > 0 || (len(b.Spreads) > 0 || len(b.Retain) > 0) && (accepts || wills) || owed
 }
 
 func stampsOf(b *persistence.Batch) int {

@@ -204,7 +204,9 @@ func (s *Store) takeOver(ctx context.Context, finish bool, ahead time.Duration) 
 	}
 	if clock != 0 {
 		s.clock.saw(clock + ahead.Microseconds())
-		raise(&s.maxID, uint64(herald.IDAt(clock/1000+1)))
+		// What the last run has put into inboxes since its clock was saved lies below
+		// the machine's.
+		raise(&s.maxID, uint64(herald.IDAt(max(clock, s.clock.now())/1000+1)))
 	}
 	bucket, gone := int64(0), int64(0)
 	if high >= low {
@@ -223,7 +225,11 @@ func (s *Store) takeOver(ctx context.Context, finish bool, ahead time.Duration) 
 	}
 	sctx, cancel := context.WithTimeout(ctx, s.opts.GiveUp)
 	defer cancel()
-	if err := s.saveBuckets(sctx, bucket, bucket+bucketsAhead); err != nil {
+	err = s.saveBuckets(sctx, bucket, bucket+bucketsAhead)
+	if err == nil && ahead > 0 { // a run that ends at once is followed by a later one
+		err = s.saveClock(sctx)
+	}
+	if err != nil {
 		return fmt.Errorf("write the node's row: %w", unavailable(err))
 	}
 	s.removeBuckets(gone, bucket)

@@ -25,7 +25,7 @@ func (s *Store) plan(j *job) error {
 		j.steps = append(j.steps, step{writes: p.first})
 	}
 	j.steps = append(j.steps, step{writes: p.writes})
-	if len(b.Delete) > 0 || (len(b.Spreads) > 0 || len(b.Retain) > 0) && accepts(b) {
+	if needsIntent(b) {
 		j.whole = ts
 		for i := range j.steps {
 			j.steps[i].must = true
@@ -38,6 +38,14 @@ func (s *Store) plan(j *job) error {
 		}
 	}
 	return nil
+}
+
+// needsIntent tells whether a batch needs an intent: were only a part of it there after a
+// crash, a QoS 2 publish would come twice or not at all, so would a will, and of what
+// a new subscription is owed a retained message could be missing.
+func needsIntent(b *persistence.Batch) bool {
+	publishes := len(b.Spreads) > 0 || len(b.Retain) > 0
+	return len(b.Delete) > 0 || publishes && (accepts(b) || len(b.WillsGone) > 0) || len(b.Spreads) > 0 && len(b.Subscribe) > 0
 }
 
 // accepts tells whether a batch takes a QoS 2 PUBLISH in.
