@@ -3,6 +3,7 @@ package scylla
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,10 @@ import (
 // under another ID: the message would come twice. So such a batch waits for the
 // database to come back, and its publisher with it.
 //
+// Rows of one inbox, of one window and of one bucket of intents go in packs one after
+// the other. So what a crash leaves of them is a prefix: no mark without the release of
+// what it passes, no publish without the one before it of the same QoS.
+//
 // The same holds for a lease that has run out (fenced): while it may be renewed, a
 // batch whose intent may stand waits; when the life is over it ends, and whoever
 // finishes that life carries the intent out. What has no intent fails at once.
@@ -34,8 +39,9 @@ type executor struct {
 	room    sync.Cond  // bytes, jobs, or the circuit
 	queue   []*pack    // first in, first out
 	head    int
-	open    map[packKey]*pack // in queue, may still grow
-	bytes   int               // of jobs that are under way
+	open    map[packKey]*pack   // in queue or lanes, may still grow
+	lanes   map[packKey][]*pack // that wait for one of their partition that is not through
+	bytes   int                 // of jobs that are under way
 	jobs    int
 	closing bool // no new jobs
 	stopped bool
@@ -53,6 +59,7 @@ type pack struct {
 	must   bool
 	since  int64 // when it was first tried
 	tries  int
+	leads  bool // others of its partition wait for it
 }
 
 type packKey struct {
@@ -74,7 +81,7 @@ const (
 )
 
 func newExecutor(s *Store) *executor {
-	x := &executor{s: s, bound: s.opts.MaxPendingBytes, open: make(map[packKey]*pack), flying: make(map[*pack]int64)}
+	x := &executor{s: s, bound: s.opts.MaxPendingBytes, open: make(map[packKey]*pack), lanes: make(map[packKey][]*pack), flying: make(map[*pack]int64)}
 	x.work.L, x.room.L = &x.mu, &x.mu
 	for range s.opts.Concurrency {
 		x.workers.Add(1)
@@ -187,6 +194,13 @@ func (x *executor) run() {
 		p := x.queue[x.head]
 		x.queue[x.head] = nil
 		x.head++
+		if !p.leads && p.key.ordered() {
+			if waiting, busy := x.lanes[p.key]; busy {
+				x.lanes[p.key] = append(waiting, p)
+				continue
+			}
+			x.lanes[p.key], p.leads = nil, true
+		}
 		if x.open[p.key] == p {
 			delete(x.open, p.key)
 		}
@@ -241,10 +255,40 @@ func (x *executor) write(p *pack) error {
 	return s.ExecuteBatch(b)
 }
 
+// ordered tells whether packs of a partition go one after the other.
+func (k packKey) ordered() bool {
+	return k.part.table == partInbox || k.part.table == partWindow || k.part.table == partIntent
+}
+
+// through lets the next pack of a partition go.
+func (x *executor) through(p *pack) {
+	if !p.leads {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	waiting := x.lanes[p.key]
+	if len(waiting) == 0 { // or the workers were stopped, see there
+		delete(x.lanes, p.key)
+		return
+	}
+	next := waiting[0]
+	next.leads = true
+	x.lanes[p.key] = waiting[1:]
+	if x.head > 0 { // before any that came later
+		x.head--
+		x.queue[x.head] = next
+	} else {
+		x.queue = slices.Insert(x.queue, 0, next)
+	}
+	x.work.Signal()
+}
+
 // settle goes on after an attempt.
 func (x *executor) settle(p *pack, err error) {
 	if err == nil {
 		x.s.circuit.succeeded()
+		x.through(p)
 		for _, o := range p.owners {
 			o.job.written(o.n, nil)
 		}
@@ -264,6 +308,7 @@ func (x *executor) settle(p *pack, err error) {
 		}
 	}
 	err = unavailable(err)
+	x.through(p)
 	for _, o := range p.owners {
 		o.job.written(o.n, err)
 	}
@@ -358,6 +403,10 @@ func (x *executor) stop() {
 	x.stopped = true
 	x.closing = true
 	rest := x.queue[x.head:]
+	for _, waiting := range x.lanes {
+		rest = append(rest, waiting...)
+	}
+	clear(x.lanes)
 	x.queue, x.head = nil, 0
 	x.work.Broadcast()
 	x.room.Broadcast()
