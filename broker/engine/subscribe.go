@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -77,6 +78,9 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		}
 	}
 	c.mu.Unlock()
+	// The highest QoS first: a publish that comes between two of them gets what the
+	// request as a whole grants it [MQTT-3.3.5-1].
+	slices.SortStableFunc(routed, func(a, b persistence.Subscription) int { return int(b.QoS) - int(a.QoS) })
 	for _, sub := range routed {
 		e.touch(c.h.id, sub.Filter)
 		if err := e.routeTo(c.h, sub); err != nil {
