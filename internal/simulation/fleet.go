@@ -25,6 +25,10 @@ type FleetOptions struct {
 	Steps int
 	// Faults: nodes die, stand still, are cut off.
 	Faults bool
+	// Outage: all nodes may be gone at the same time. Then what is finished of the last
+	// ones, by themselves when they start again, is not all finished before others go
+	// on: schedules with it fail now and then.
+	Outage bool
 	// Bug is a mistake made on purpose.
 	Bug string
 }

@@ -9,7 +9,10 @@ import (
 	"testing/synctest"
 )
 
-var fleets = flag.Int("fleets", fromEnv("FLEETS", defaultFleets), "how many schedules of a cluster to run, or $FLEETS")
+var (
+	fleets = flag.Int("fleets", fromEnv("FLEETS", defaultFleets), "how many schedules of a cluster to run, or $FLEETS")
+	outage = flag.Bool("outage", false, "all nodes may be gone at the same time")
+)
 
 func simulateFleet(t *testing.T, seed uint64, o FleetOptions) (log []string, err error) {
 	defer func() {
@@ -30,7 +33,7 @@ func simulateFleet(t *testing.T, seed uint64, o FleetOptions) (log []string, err
 // TestFleet: whatever node dies or stands still, and whatever is cut off, what was
 // acknowledged arrives, in order, at QoS 2 once, and nobody has another's session.
 func TestFleet(t *testing.T) {
-	runFleets(t, FleetOptions{Steps: steps, Faults: true})
+	runFleets(t, FleetOptions{Steps: steps, Faults: true, Outage: *outage})
 }
 
 // TestFleetCalm: the same without faults.

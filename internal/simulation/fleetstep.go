@@ -94,8 +94,19 @@ func (n *node) serves() bool {
 	return n.now.serving
 }
 
+// spare tells whether the cluster goes on without a node. That all are gone at the same
+// time is another matter: see FleetOptions.Outage.
+func (f *Fleet) spare(n *node) bool {
+	for _, o := range f.nodes {
+		if o != n && o.serves() && !o.still() && o.line() != lineCut {
+			return true
+		}
+	}
+	return f.opts.Outage
+}
+
 func (f *Fleet) doKill() {
-	if n := f.any(); n.runs() {
+	if n := f.any(); n.runs() && f.spare(n) {
 		f.logf("%s is killed", n.name)
 		f.w.epoch++
 		n.kill()
@@ -103,7 +114,7 @@ func (f *Fleet) doKill() {
 }
 
 func (f *Fleet) doStop() {
-	if n := f.any(); n.runs() && !n.still() && n.line() == lineUp {
+	if n := f.any(); n.runs() && !n.still() && n.line() == lineUp && f.spare(n) {
 		f.logf("%s is stopped", n.name)
 		f.w.epoch++
 		f.later.Go(func() {
@@ -126,6 +137,9 @@ func (f *Fleet) doStart() {
 
 func (f *Fleet) doPause() {
 	n := f.any()
+	if !f.spare(n) {
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.now == nil || n.gate != nil {
@@ -150,6 +164,9 @@ func (f *Fleet) doPause() {
 
 func (f *Fleet) doLine() {
 	n := f.any()
+	if !f.spare(n) {
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.state = pick(f.rng, lineSlow, lineCut)

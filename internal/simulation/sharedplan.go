@@ -228,7 +228,13 @@ func (p *planner) steps() []func() []*write {
 			if got, ok := s.db.oneLocked(at0, column{}).(persistence.Session); ok && got.ID != r.ID {
 				continue
 			}
-			ws = append(ws, &write{place: at0, muts: []mutation{{ts: at + int64(i)}}})
+			// With the timestamp of what it removes: nobody learns that of a removal, and
+			// the clock of who writes the row of the next session may be behind.
+			ts := at + int64(i)
+			if p := s.db.parts[at0]; p != nil && p.rows[column{}].value != nil {
+				ts = p.rows[column{}].ts
+			}
+			ws = append(ws, &write{place: at0, muts: []mutation{{ts: ts}}})
 		}
 		return ws
 	})

@@ -87,7 +87,8 @@ func (s *Store) bucketsToCome(buckets []int64, newest int64) []int64 {
 }
 
 // rowOf appends the removal of a session's row, unless it is another session's by
-// now.
+// now. It has the timestamp of what it removes: nobody learns that of a removal, and
+// the row of the client's next session may be written by a node whose clock is behind.
 func (s *Store) rowOf(row *persistence.Session, at int64, ws []write) ([]write, error) {
 	key := sessionKey(row.Kind, row.Name)
 	if id, ok := s.putting.newest(string(key)); ok && id != row.ID {
@@ -96,7 +97,8 @@ func (s *Store) rowOf(row *persistence.Session, at int64, ws []write) ([]write, 
 	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timeout)
 	defer cancel()
 	var b []byte
-	err := s.one(ctx, getSession, []any{key}, &b)
+	var written int64
+	err := s.one(ctx, getSessionTime, []any{key}, &b, &written)
 	if err != nil && !errors.Is(err, gocql.ErrNotFound) {
 		return nil, unavailable(err)
 	}
@@ -105,6 +107,7 @@ func (s *Store) rowOf(row *persistence.Session, at int64, ws []write) ([]write, 
 		if got := d.Session(); d.Err == nil && got.ID != row.ID {
 			return ws, nil
 		}
+		at = written
 	}
 	return append(ws, write{stmt: delSession, size: 64, args: []any{at, key}}), nil
 }

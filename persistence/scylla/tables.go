@@ -64,7 +64,6 @@ var (
 
 // The reads.
 var (
-	getSession       = prepare(qb.Select("session").Columns("row").Where(qb.Eq("key")))
 	getSessionTime   = prepare(qb.Select("session").Columns("row", "WRITETIME(row)").Where(qb.Eq("key")))
 	getSubscriptions = prepare(qb.Select("subscription").Columns("filter", "row", "WRITETIME(row)").Where(qb.Eq("session")))
 	getWindow        = prepare(qb.Select("window").Columns("slot", "key", "row", "WRITETIME(row)").Where(qb.Eq("session"), qb.Lt("slot")))
