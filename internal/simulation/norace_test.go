@@ -4,6 +4,6 @@ package simulation
 
 const defaultSchedules = 2000
 
-const defaultFleets = 300
+const defaultFleets = 200
 
 const raceDetector = false
