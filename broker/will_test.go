@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -69,5 +70,37 @@ func TestWillsAfterCrash(t *testing.T) {
 	}
 	if got["will/later"] {
 		t.Error("a will was sent although its client was back in time")
+	}
+}
+
+// Wills whose delays are over at the same look are published in the order in which
+// they were due: the latest retained one of a topic is the one that stays.
+func TestDelayedWillsKeepTheirOrder(t *testing.T) {
+	addr, stop := runNode(t, t.TempDir())
+	t.Cleanup(stop)
+	w := connect(t, addr, wire.Connect{ClientID: []byte("watch")})
+	w.send(subscribe(1, "will", 0))
+	w.until(wire.TypeSuback)
+	const wills = 20
+	var clients [wills]*peer
+	for i := range clients {
+		clients[i] = connect(t, addr, wire.Connect{
+			ClientID: fmt.Appendf(nil, "c%02d", i), SessionExpiry: 7200,
+			HasWill: true, WillTopic: []byte("will"), WillDelay: 1, WillPayload: []byte{byte(i)},
+		})
+	}
+	for _, c := range clients {
+		c.send([]byte{wire.TypeDisconnect << 4, 1, wire.ReasonDisconnectWill})
+		for {
+			if _, _, err := c.next(); err != nil {
+				break // the session is put away
+			}
+		}
+	}
+	for i := range byte(wills) {
+		first, body, err := w.next()
+		if err != nil || wire.Type(first) != wire.TypePublish || body[len(body)-1] != i {
+			t.Fatalf("will %d: got %x %x, %v", i, first, body, err)
+		}
 	}
 }

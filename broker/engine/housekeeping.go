@@ -1,8 +1,10 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -302,18 +304,26 @@ func (d *delayedWills) publishDue(e *Engine, now int64) {
 		return
 	}
 	d.next = math.MaxInt64
-	for id, w := range d.m {
+	var due []*persistence.Will
+	for _, w := range d.m {
 		if w.Due > now {
 			d.next = min(d.next, w.Due)
-			continue
+		} else {
+			due = append(due, w)
 		}
+	}
+	// The latest of several retained ones is to stay.
+	slices.SortFunc(due, func(a, b *persistence.Will) int {
+		return cmp.Or(cmp.Compare(a.Due, b.Due), cmp.Compare(a.Client, b.Client))
+	})
+	for _, w := range due {
 		resumed, err := e.resumed(w)
 		if err != nil {
 			w.Due = now + 1000
 			d.next = min(d.next, w.Due)
 			continue
 		}
-		delete(d.m, id)
+		delete(d.m, w.Session)
 		if !resumed {
 			e.publishWill(w)
 		}
