@@ -278,6 +278,14 @@ func (s *Session) Page(entries []persistence.Entry, limit int, env Env, fx *Effe
 			waiting[sl.id] = sl.pid
 		}
 	}
+	// What was sent before and lies above closed time may be in the inbox and not in
+	// the page: so this is not the last one.
+	for id := range waiting {
+		if id > s.feed.asked && !slices.ContainsFunc(entries, func(en persistence.Entry) bool { return en.Message.ID == id }) {
+			limit = len(entries)
+			break
+		}
+	}
 	if s.feed.page(entries, limit, func(id herald.ID) uint16 { return waiting[id] }) {
 		s.orphans(fx)
 	}

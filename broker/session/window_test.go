@@ -233,3 +233,27 @@ func TestResumeWithSmallerReceiveMaximum(t *testing.T) {
 		t.Fatalf("%d in flight", s.Inflight())
 	}
 }
+
+// What was sent before and is not in a page of the inbox is not given up as long as it
+// may be hidden there: it is read again, and sent again under its packet id. Below
+// closed time it is gone, and PUBREL frees the packet id.
+func TestHiddenIsNoOrphan(t *testing.T) {
+	s, fx := New(1, true), &Effects{Limit: 1 << 20}
+	w := persistence.Window{Sent: []persistence.Sent{{Session: 1, PacketID: 7, ID: 50, Step: persistence.Published}}}
+	s.Attach(Params{Version: herald.V5, ReceiveMaximum: 10}, w, Env{Closed: 40}, fx)
+	s.Page(nil, fx.ReadLimit, Env{Closed: 40}, fx)
+	if len(fx.Out) != 0 || !fx.Read {
+		t.Fatalf("sent %+v, reads on: %v", packets(t, fx.Out), fx.Read)
+	}
+	s.Page([]persistence.Entry{{Message: run(2, 50).Messages[0], QoS: 2}}, fx.ReadLimit, Env{Closed: 60}, fx)
+	if p := packets(t, fx.Out); len(p) != 1 || p[0].kind != wire.TypePublish || p[0].pid != 7 || !p[0].dup {
+		t.Fatalf("sent %+v, want 50 again", p)
+	}
+
+	s, fx = New(1, true), &Effects{Limit: 1 << 20}
+	s.Attach(Params{Version: herald.V5, ReceiveMaximum: 10}, w, Env{Closed: 60}, fx)
+	s.Page(nil, fx.ReadLimit, Env{Closed: 60}, fx)
+	if p := packets(t, fx.Out); len(p) != 1 || p[0].kind != wire.TypePubrel || p[0].pid != 7 {
+		t.Fatalf("sent %+v, want PUBREL", p)
+	}
+}
