@@ -51,11 +51,11 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 			RetainHandling: f.RetainHandling, Identifier: req.Identifier,
 		}}
 		codes[i] = sub.QoS
-		if old := c.subs[filter]; old != nil {
-			existed[i] = true
-			remove = append(remove, want(c.h.id, c.core.Durable(), &old.Subscription)...)
+		old := c.subs[filter]
+		if i := slices.IndexFunc(fresh[:i], sub.replaces); i >= 0 {
+			old = fresh[i]
 		}
-		add = append(add, want(c.h.id, c.core.Durable(), &sub.Subscription)...)
+		existed[i] = old != nil
 		wants := e.wantsRetained(sub, existed[i], f.Shared)
 		c.replaceRetained(filter, sub, wants)
 		if wants {
@@ -65,16 +65,21 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 			}
 		}
 		fresh[i] = sub
+	}
+	var routed []persistence.Subscription // copies: retained messages may be on their way for one
+	for i, sub := range fresh {
+		if sub == nil || slices.ContainsFunc(fresh[i+1:], sub.replaces) {
+			continue // refused, or the request has the filter again
+		}
+		if old := c.subs[sub.Filter]; old != nil {
+			remove = append(remove, want(c.h.id, c.core.Durable(), &old.Subscription)...)
+		}
+		add = append(add, want(c.h.id, c.core.Durable(), &sub.Subscription)...)
+		c.subs[sub.Filter] = sub
+		routed = append(routed, sub.Subscription)
 		if c.core.Durable() {
 			b.Subscribe = append(b.Subscribe, persistence.SubscriptionOf{Session: c.h.id, Subscription: sub.Subscription})
 			events = append(events, appendSubscribed(c.h.id, &sub.Subscription))
-		}
-	}
-	var routed []persistence.Subscription // copies: retained messages may be on their way for one
-	for _, sub := range fresh {
-		if sub != nil {
-			c.subs[sub.Filter] = sub
-			routed = append(routed, sub.Subscription)
 		}
 	}
 	c.mu.Unlock()

@@ -77,7 +77,9 @@ func TestCorrectBroker(t *testing.T) {
 	}
 }
 
-// Nothing but what the clients do themselves breaks a connection.
+// Nothing but the clients breaks a connection: each once, when everything has arrived.
+// What is not acknowledged by then comes once more, so Repeats are no fault here;
+// Needless, which Err looks at, would be.
 func TestCorrectBrokerUndisturbed(t *testing.T) {
 	t.Parallel()
 	b := newToy(t, toyFault{})
@@ -88,7 +90,7 @@ func TestCorrectBrokerUndisturbed(t *testing.T) {
 	if err := report.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if report.Closed != 0 || report.Resent != 0 || report.Repeats != 0 || report.GroupDisorder != 0 {
+	if report.Closed != 0 || report.Resent != 0 || report.GroupDisorder != 0 {
 		t.Errorf("something was sent twice or closed: %v", report)
 	}
 }

@@ -367,6 +367,8 @@ var badCases = []scenario{
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			rnd := rand.New(rand.NewPCG(seed, 0))
+			// A byte changed in them makes no other case's topic or client identifier.
+			t = &T{T: t.T, v: t.v, prefix: "changed" + t.prefix}
 			w := &will{topic: t.topic("w"), payload: "w", qos: 1, props: [][]byte{prop32(pWillDelay, 0), propPair("k", "v")}}
 			props := [][]byte{prop8(pPayloadFormat, 1), propStr(pResponseTopic, "r"), propPair("k", "v"), prop16(pAlias, 1)}
 			valid := [][]byte{
