@@ -136,6 +136,8 @@ var publishCases = []scenario{
 		// What the specification leaves open, mosquitto and EMQX do alike.
 		name: "no_matching_subscribers", v5: "3.4.2-1 3.5.2-1",
 		run: func(t *T) {
+			everything.RLock()
+			defer everything.RUnlock()
 			c := t.anyone()
 			for qos := byte(1); qos < 3; qos++ {
 				// At QoS 2 mosquitto and Herald say 0x00, EMQX 0x10.

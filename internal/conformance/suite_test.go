@@ -41,6 +41,9 @@ var suite = slices.Concat(
 var (
 	run     = strings.ToLower(rand.Text()[:6])
 	counter atomic.Int64
+	// everything is held by a case that subscribes to "#", read by one that wants nobody
+	// to be subscribed.
+	everything sync.RWMutex
 
 	resultsMu sync.Mutex
 	results   = Results{}
