@@ -29,6 +29,9 @@ type Batch struct {
 	// subscriptions, window, inbox (not the will). The row is removed only if
 	// it still carries this SessionID.
 	Delete []Session
+	// Bans are changes of the list of bans. Only the embedded store takes them in a
+	// batch, from itself: see [Banner].
+	Bans []BanChange
 	// Lazy: the batch may wait for the fsync of a later one, a fraction of a
 	// second at most. It is applied, and done is called, in its order all the
 	// same.
@@ -39,7 +42,8 @@ type Batch struct {
 func (b *Batch) Empty() bool {
 	return len(b.Spreads) == 0 && len(b.Retain) == 0 && len(b.Held) == 0 && len(b.Sent) == 0 &&
 		len(b.Marks) == 0 && len(b.Sessions) == 0 && len(b.Subscribe) == 0 && len(b.Unsubscribe) == 0 &&
-		len(b.Wills) == 0 && len(b.WillsGone) == 0 && len(b.Delete) == 0
+		len(b.Wills) == 0 && len(b.WillsGone) == 0 && len(b.Delete) == 0 &&
+		len(b.Bans) == 0
 }
 
 // Spread puts every one of Messages into the inbox of every one of Targets. An

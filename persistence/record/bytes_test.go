@@ -58,6 +58,9 @@ func TestBytesStayWhatTheyAre(t *testing.T) {
 		{"expiring entry", AppendExpiringEntry(nil, m, 0, true, []uint32{300}, false), "0102c6010c01ac023100000000000000010000000000000007c60103612f620178"},
 		{"pointer", AppendEntry(nil, m, 2, false, nil, true), "010101"},
 		{"expiring pointer", AppendExpiringEntry(nil, m, 2, false, nil, true), "0103c60101"},
+		{"ban", AppendBan(nil, &persistence.BanChange{Ban: persistence.Ban{BanKey: persistence.BanKey{Kind: persistence.BanUsername, Who: "u"}, Reason: "r", By: "b", Since: 10, Until: 20}}), "0100020175142801720162"},
+		{"ban removed", AppendBan(nil, &persistence.BanChange{Ban: persistence.Ban{BanKey: persistence.BanKey{Kind: persistence.BanAddress, Who: "a"}}, Gone: true}), "0101030161"},
+		{"batch with a ban", AppendBatch(nil, &persistence.Batch{Bans: []persistence.BanChange{{Ban: persistence.Ban{BanKey: persistence.BanKey{Kind: persistence.BanClient, Who: "c"}}}}}), "0c0101000101630000000000"},
 		{"empty batch", AppendBatch(nil, &persistence.Batch{}), "00"},
 	} {
 		if got := hex.EncodeToString(c.got); got != c.want {
@@ -106,6 +109,7 @@ func TestUnknownVersion(t *testing.T) {
 		"will":         AppendWill(nil, &b.Wills[0]),
 		"entry":        AppendEntry(nil, b.Retain[0], 0, false, nil, false),
 		"message":      AppendMessage([]byte{V1}, b.Retain[0], nil),
+		"ban":          AppendBan(nil, &persistence.BanChange{Ban: persistence.Ban{BanKey: persistence.BanKey{Kind: persistence.BanClient}}}),
 	}
 	for what, row := range rows {
 		for version := range 3 {
@@ -118,6 +122,8 @@ func TestUnknownVersion(t *testing.T) {
 				d.Subscription()
 			case "will":
 				d.Will()
+			case "ban":
+				d.Ban()
 			case "entry":
 				_, d.Err = DecodeEntry(row)
 			case "message":

@@ -109,6 +109,7 @@ const (
 	tagWill
 	tagWillGone
 	tagDelete
+	tagBan
 )
 
 // AppendBatch encodes bt behind b. How long the batch is stands nowhere: batches

@@ -55,6 +55,13 @@ func anyBatch() *rapid.Generator[*persistence.Batch] {
 				Delay: rapid.Uint32().Draw(t, "delay"), Due: rapid.Int64().Draw(t, "due"),
 				Node: rapid.Uint16().Draw(t, "keeper"), Life: rapid.Uint64().Draw(t, "its life")})
 			b.WillsGone = append(b.WillsGone, s)
+			ban := persistence.BanChange{Ban: persistence.Ban{BanKey: persistence.BanKey{
+				Kind: persistence.BanKind(rapid.ByteRange(1, 3).Draw(t, "kind of ban")), Who: text.Draw(t, "who")}}, Gone: rapid.Bool().Draw(t, "gone")}
+			if !ban.Gone {
+				ban.Reason, ban.By = text.Draw(t, "reason"), text.Draw(t, "by")
+				ban.Since, ban.Until = rapid.Int64().Draw(t, "since"), rapid.Int64().Draw(t, "until")
+			}
+			b.Bans = append(b.Bans, ban)
 		}
 		return b
 	})
@@ -102,7 +109,7 @@ func FuzzBatch(f *testing.F) {
 		}
 		for _, read := range []func(d *Decoder){
 			func(d *Decoder) { d.Session() }, func(d *Decoder) { d.Subscription() }, func(d *Decoder) { d.Will() },
-			func(d *Decoder) { d.Mark() }, func(d *Decoder) { d.how() },
+			func(d *Decoder) { d.Mark() }, func(d *Decoder) { d.how() }, func(d *Decoder) { d.Ban() },
 			func(d *Decoder) { _, _ = DecodeEntry(d.B) }, func(d *Decoder) { _, _ = DecodeMessage(d.B) },
 			func(d *Decoder) { _, _, _ = EntryHead(d.B) },
 		} {

@@ -41,6 +41,10 @@ func appendRows(b []byte, bt *persistence.Batch) []byte {
 	for i := range bt.Delete {
 		b = AppendSession(b, &bt.Delete[i])
 	}
+	b = section(b, tagBan, len(bt.Bans))
+	for i := range bt.Bans {
+		b = AppendBan(b, &bt.Bans[i])
+	}
 	return b
 }
 
@@ -64,6 +68,8 @@ func (d *Decoder) row(tag byte, bt *persistence.Batch) {
 		bt.WillsGone = append(bt.WillsGone, herald.SessionID(d.Uint64()))
 	case tagDelete:
 		bt.Delete = append(bt.Delete, d.Session())
+	case tagBan:
+		bt.Bans = append(bt.Bans, d.Ban())
 	default:
 		d.Fail("unknown section in a batch")
 	}
