@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/herald-mqtt/herald"
@@ -188,9 +190,9 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 
 // endClient ends the session of a client whose connection is gone.
 func (e *Engine) endClient(c *client, row persistence.Session) {
-	for _, sub := range c.subs {
-		e.touch(c.h.id, sub.Filter)
-		e.unroute(c.h, sub.Filter)
+	defer e.changing(c.h.id, slices.Collect(maps.Keys(c.subs)))()
+	for filter := range c.subs {
+		e.unroute(c.h, filter)
 	}
 	if c.core.Durable() {
 		defer e.announceEnd(row.ID, c.subs)

@@ -46,9 +46,7 @@ type routing struct {
 	mu     sync.Mutex // guards below; announcements are made under it
 	routes map[string]*announced
 
-	scanMu   sync.Mutex // guards below
-	scanning bool       // subscriptions are being read from the store
-	touched  map[subscriptionKey]struct{}
+	scan scan
 }
 
 // announced is a route of this node.
@@ -57,12 +55,10 @@ type announced struct {
 	at bridge.Position // of the announcement
 }
 
-type subscriptionKey struct {
-	session herald.SessionID
-	filter  string
+func (r *routing) init() {
+	r.routes = make(map[string]*announced)
+	r.scan.init()
 }
-
-func (r *routing) init() { r.routes = make(map[string]*announced) }
 
 // want are the routes that a subscription of a connected session needs. Those of
 // a shared one are its group's.
@@ -283,11 +279,11 @@ func (e *Engine) Replace(from bridge.Peer, routes []string) {
 	for _, s := range gone {
 		e.removeRoute(p, s)
 	}
-	if !e.loaded.Load() {
-		return // it is about to be read
+	if e.routing.scan.later(&e.loaded) {
+		return
 	}
 	for e.life.Err() == nil {
-		n, err := e.scanSubscriptions(e.life)
+		n, err := e.rescanSubscriptions(e.life)
 		if err == nil {
 			e.log.Info("announcements were missed; subscriptions read again", nodeField(from), zap.Int("subscriptions", n))
 			break
@@ -404,50 +400,4 @@ func (e *Engine) event(b []byte) error {
 		return fmt.Errorf("event of kind %d", kind)
 	}
 	return nil
-}
-
-// touch notes that a subscription was changed while all are being read: what is
-// read of it may be older.
-func (e *Engine) touch(id herald.SessionID, filter string) {
-	r := &e.routing
-	r.scanMu.Lock()
-	defer r.scanMu.Unlock()
-	if r.scanning {
-		r.touched[subscriptionKey{id, filter}] = struct{}{}
-	}
-}
-
-// scanSubscriptions reads all subscriptions into the index.
-func (e *Engine) scanSubscriptions(ctx context.Context) (n int, err error) {
-	r := &e.routing
-	r.scanMu.Lock()
-	r.scanning, r.touched = true, make(map[subscriptionKey]struct{})
-	r.scanMu.Unlock()
-	defer func() {
-		r.scanMu.Lock()
-		r.scanning, r.touched = false, nil
-		r.scanMu.Unlock()
-	}()
-	err = e.store.ScanSubscriptions(ctx, func(id herald.SessionID, sub persistence.Subscription) error {
-		n++
-		r.scanMu.Lock()
-		defer r.scanMu.Unlock()
-		if _, ok := r.touched[subscriptionKey{id, sub.Filter}]; ok {
-			return nil
-		}
-		if key, shared := shareKey(sub.Filter); shared && e.nodes.on() {
-			e.shares(key, id)
-			return nil
-		}
-		return e.routeTo(e.handleFor(id, true), sub)
-	})
-	if err != nil || !e.nodes.on() {
-		return n, err
-	}
-	return n, e.store.ScanSessions(ctx, func(s persistence.Session) error {
-		if s.Kind == persistence.Group && filterOf(s.Name) != s.Name {
-			e.learn(s.Name, s.ID)
-		}
-		return nil
-	})
 }

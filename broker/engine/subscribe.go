@@ -67,6 +67,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		fresh[i] = sub
 	}
 	var routed []persistence.Subscription // copies: retained messages may be on their way for one
+	var filters []string
 	for i, sub := range fresh {
 		if sub == nil || slices.ContainsFunc(fresh[i+1:], sub.replaces) {
 			continue // refused, or the request has the filter again
@@ -77,6 +78,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		add = append(add, want(c.h.id, c.core.Durable(), &sub.Subscription)...)
 		c.subs[sub.Filter] = sub
 		routed = append(routed, sub.Subscription)
+		filters = append(filters, sub.Filter)
 		if c.core.Durable() {
 			b.Subscribe = append(b.Subscribe, persistence.SubscriptionOf{Session: c.h.id, Subscription: sub.Subscription})
 			events = append(events, appendSubscribed(c.h.id, &sub.Subscription))
@@ -86,8 +88,8 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	// The highest QoS first: a publish that comes between two of them gets what the
 	// request as a whole grants it [MQTT-3.3.5-1].
 	slices.SortStableFunc(routed, func(a, b persistence.Subscription) int { return int(b.QoS) - int(a.QoS) })
+	defer e.changing(c.h.id, filters)()
 	for _, sub := range routed {
-		e.touch(c.h.id, sub.Filter)
 		if err := e.routeTo(c.h, sub); err != nil {
 			e.log.Error("making a shared group", errField(err))
 			if e.nodes.on() { // it would get nothing
@@ -176,8 +178,8 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 		}
 	}
 	c.mu.Unlock()
+	defer e.changing(c.h.id, gone)()
 	for _, filter := range gone {
-		e.touch(c.h.id, filter)
 		e.unroute(c.h, filter)
 	}
 	if !b.Empty() {

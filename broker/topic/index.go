@@ -162,6 +162,32 @@ func (x *Index[T]) Unsubscribe(filter string, t T) (existed bool) {
 	return existed
 }
 
+// All calls f for every filter that there is, until it returns false; of those that
+// come or go meanwhile, for some. f may change the index. It holds references to a
+// part of the filters, at the most to all that have wildcards.
+func (x *Index[T]) All(f func(*Node[T]) bool) {
+	var nodes []*Node[T]
+	for i := range x.exact {
+		s := &x.exact[i]
+		nodes = nodes[:0]
+		s.mu.RLock()
+		for _, n := range s.nodes {
+			nodes = append(nodes, n)
+		}
+		s.mu.RUnlock()
+		for _, n := range nodes {
+			if !f(n) {
+				return
+			}
+		}
+	}
+	for _, n := range x.wild.all() {
+		if !f(n) {
+			return
+		}
+	}
+}
+
 func (x *Index[T]) shard(hash uint64) *shard[T] { return &x.exact[hash%shards] }
 
 // changed tells the caches that filter came (+1) or went (-1), with its first

@@ -400,3 +400,31 @@ func heap() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
 }
+
+// All shows every filter that has a subscriber, once, whatever came and went before.
+func TestAllShowsEveryFilter(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		x := New[int]()
+		want := make(map[string]bool)
+		for _, f := range rapid.SliceOfN(filters, 0, 30).Draw(t, "came") {
+			x.Subscribe(f, 1, Options{})
+			want[f] = true
+		}
+		for f := range want {
+			if rapid.Bool().Draw(t, "goes") {
+				x.Unsubscribe(f, 1)
+				delete(want, f)
+			}
+		}
+		x.All(func(n *Node[int]) bool {
+			if !want[n.Filter()] {
+				t.Fatalf("%q is not there, or twice", n.Filter())
+			}
+			delete(want, n.Filter())
+			return true
+		})
+		if len(want) > 0 {
+			t.Fatalf("not shown: %v", want)
+		}
+	})
+}

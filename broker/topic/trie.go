@@ -93,6 +93,27 @@ func (t *trie[T]) add(n *Node[T]) {
 	b.end = n
 }
 
+// all returns every node.
+func (t *trie[T]) all() (nodes []*Node[T]) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	along := func(b *branch[T]) {
+		for ; b != nil; b = b.plus {
+			if b.end != nil {
+				nodes = append(nodes, b.end)
+			}
+			if b.hash != nil {
+				nodes = append(nodes, b.hash)
+			}
+		}
+	}
+	along(t.root)
+	for _, b := range t.edges {
+		along(b)
+	}
+	return nodes
+}
+
 // remove takes out a filter that is there, and the branches that it leaves
 // bare. The caller holds mu.
 func (t *trie[T]) remove(filter string) {
