@@ -132,6 +132,9 @@ func (a *applier) applyRows(b *persistence.Batch) error {
 			return err
 		}
 	}
+	for i := range b.Bans {
+		a.ban(&b.Bans[i])
+	}
 	return nil
 }
 

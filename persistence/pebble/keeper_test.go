@@ -322,3 +322,31 @@ func size(t testing.TB, dir string) (n int64) {
 	})
 	return n
 }
+
+// Bans that have ended go; one that cannot be decoded is skipped and stays.
+func TestBansThatHaveEndedGo(t *testing.T) {
+	opts := small()
+	opts.SweepInterval = time.Hour
+	s := mustOpen(t, "data", opts)
+	defer s.Close()
+	now := time.Now().UnixMilli()
+	for who, until := range map[string]int64{"ever": 0, "long": now + 1000_000, "ended": now - 2*grace.Milliseconds()} {
+		if _, err := s.ChangeBan(t.Context(), persistence.BanChange{Ban: persistence.Ban{
+			BanKey: persistence.BanKey{Kind: persistence.BanClient, Who: who}, Until: until}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.db.Set(banKey(nil, persistence.BanKey{Kind: persistence.BanClient, Who: "broken"}), []byte{1, 0, 9}, crdb.NoSync); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.keeper.sweepBans(); err != nil {
+		t.Fatal(err)
+	}
+	if n := keys(t, s, kBan); n != 3 {
+		t.Errorf("%d rows are left, want 3", n)
+	}
+	news, err := s.BanNews(t.Context(), 0)
+	if err != nil || len(news.Changes) != 2 || news.Unreadable != 1 {
+		t.Errorf("%+v, %v", news, err)
+	}
+}

@@ -27,6 +27,7 @@ const (
 	kRetainExpiry = 'z' // expires, topic → nothing
 	kWill         = 'v' // session → will
 	kWillDue      = 'u' // due, session → nothing
+	kBan          = 'k' // kind, who → ban
 )
 
 // Parts of a window.

@@ -8,7 +8,7 @@ import (
 
 // sweepOrphans removes what belongs to sessions that have no row (a mark that
 // was saved after its session was deleted, say), and payload rows without a
-// pointer (the process died between the two).
+// pointer (the process died between the two); and what has ended long ago.
 func (k *keeper) sweepOrphans() error {
 	s := k.s
 	limit := herald.SessionID(herald.IDAt(s.opts.Now().Add(-orphanAge).UnixMilli()))
@@ -37,7 +37,10 @@ func (k *keeper) sweepOrphans() error {
 	if err := k.sweepPayloads(); err != nil {
 		return err
 	}
-	return k.sweepGone()
+	if err := k.sweepGone(); err != nil {
+		return err
+	}
+	return k.sweepBans()
 }
 
 // maxOrphans bounds what one run looks for; the next one finds the rest.

@@ -132,7 +132,8 @@ type Store struct {
 
 	maxID    atomic.Uint64
 	retained atomic.Int64
-	spilled  atomic.Bool // there may be entries of inboxes in Pebble
+	spilled  atomic.Bool   // there may be entries of inboxes in Pebble
+	bans     atomic.Uint64 // changes of the list of bans
 
 	health healthState
 	keeper keeper

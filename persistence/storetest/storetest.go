@@ -62,6 +62,7 @@ func Run(t *testing.T, d Driver) {
 		{"retained", retainedTests},
 		{"will", willTests},
 		{"claim", claimTests},
+		{"ban", banTests},
 	} {
 		t.Run(group.name, func(t *testing.T) {
 			for _, test := range group.tests {
@@ -70,6 +71,10 @@ func Run(t *testing.T, d Driver) {
 					if _, shared := h.store.(persistence.Claimer); !shared && group.name == "claim" {
 						_ = h.store.Close()
 						t.Skip("one process has this store for itself: there is nobody to claim from")
+					}
+					if _, bans := h.store.(persistence.Banner); !bans && group.name == "ban" {
+						_ = h.store.Close()
+						t.Skip("this store keeps no bans")
 					}
 					t.Cleanup(func() {
 						if err := h.store.Close(); err != nil {
