@@ -27,6 +27,7 @@ var rooms = map[string][]string{
 	// The parts of the broker do not know the whole.
 	"broker":          {"", "hooks", "bridge", "persistence", "broker"},
 	"broker/admin":    {"", "broker/config"},
+	"broker/ban":      {"", "persistence"},
 	"broker/config":   {""},
 	"broker/topic":    {""},
 	"broker/wire":     {""},
