@@ -14,6 +14,9 @@ import (
 // later in it wins like what comes later at all.
 func (s *Store) plan(j *job) error {
 	b := j.batch
+	if len(b.Bans) > 0 {
+		return errBans
+	}
 	ts := s.clock.take(stampsOf(b))
 	p := &plan{s: s, ts: ts, now: s.opts.Now().UnixMilli()}
 	if err := p.rows(b); err != nil {

@@ -19,15 +19,20 @@ import (
 	"github.com/herald-mqtt/herald"
 )
 
-//go:embed schema.cql
-var schemaCQL string
+// schemaCQL makes the tables of version 1, schema2CQL those that version 2 adds.
+var (
+	//go:embed schema.cql
+	schemaCQL string
+	//go:embed schema2.cql
+	schema2CQL string
+)
 
 // SchemaVersion is the version of the schema that this program reads and writes.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // migrations are the steps from one version to the next; step i leads to version
 // i+1.
-var migrations = []func(s gocqlx.Session, keyspace string) error{createTables}
+var migrations = []func(s gocqlx.Session, keyspace string) error{tables(schemaCQL), tables(schema2CQL)}
 
 var keyspaceName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_]{0,47}$`)
 
@@ -189,22 +194,25 @@ func createKeyspace(ctx context.Context, s gocqlx.Session, o *Options) error {
 	return execSchema(ctx, s, create)
 }
 
-func createTables(s gocqlx.Session, keyspace string) error {
-	scylla := isScylla(s)
-	for _, stmt := range statements(keyspace, scylla) {
-		if err := execSchema(context.Background(), s, stmt); err != nil {
-			return err
+// tables is the migration that makes those of cql.
+func tables(cql string) func(s gocqlx.Session, keyspace string) error {
+	return func(s gocqlx.Session, keyspace string) error {
+		scylla := isScylla(s)
+		for _, stmt := range statements(cql, keyspace, scylla) {
+			if err := execSchema(context.Background(), s, stmt); err != nil {
+				return err
+			}
 		}
+		return s.AwaitSchemaAgreement(context.Background())
 	}
-	return s.AwaitSchemaAgreement(context.Background())
 }
 
 var comment = regexp.MustCompile(`(?m)^--.*$`)
 
-// statements are those of schema.cql.
-func statements(keyspace string, scylla bool) []string {
+// statements are those of a file.
+func statements(cql, keyspace string, scylla bool) []string {
 	var all []string
-	for _, stmt := range strings.Split(comment.ReplaceAllString(schemaCQL, ""), ";") {
+	for _, stmt := range strings.Split(comment.ReplaceAllString(cql, ""), ";") {
 		if stmt = strings.TrimSpace(stmt); stmt == "" {
 			continue
 		}

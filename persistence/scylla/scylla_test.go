@@ -111,7 +111,7 @@ func empty(t testing.TB, o Options) {
 	}
 	defer s.Close()
 	var wg sync.WaitGroup
-	for _, table := range []string{"session", "claim", "member", "subscription", "window", "inbox", "payload", "retained", "retained_index", "will", "expiry", "expiry_bucket", "intent", "node"} {
+	for _, table := range []string{"session", "claim", "member", "subscription", "window", "inbox", "payload", "retained", "retained_index", "will", "expiry", "expiry_bucket", "intent", "node", "ban"} {
 		var n int
 		if err := s.Query("SELECT COUNT(*) FROM "+table+" LIMIT 1", nil).Scan(&n); err == nil && n == 0 && table != "intent" {
 			continue // of intents, tombstones count, too: the node's clock begins anew
