@@ -73,7 +73,6 @@ const (
 	bugAnyOrder    = "writes of one partition land in any order"
 	bugMarkPast    = "a mark past closed time"
 	bugWillApart   = "a will is published apart from the removal of its row"
-	bugUndivided   = "what needs no intent waits for that of its batch"
 	bugPayload     = "the payload of a wide publish lands before what points at it goes"
 	bugClock       = "IDs of the last run are above what a start has for the highest"
 )
@@ -210,6 +209,7 @@ func (s *Shared) saw(id herald.ID) {
 	s.db.maxID = max(s.db.maxID, id)
 	if s.cluster && id.Node() == s.node {
 		s.db.ids[s.node] = max(s.db.ids[s.node], id)
+		s.db.clocks[s.node] = max(s.db.clocks[s.node], idStamp(id)+1000)
 	}
 }
 

@@ -345,6 +345,13 @@ func (s *Shared) Observe(id herald.ID) {
 	s.stamp = max(s.stamp, idStamp(id)+1000)
 }
 
+// Clock is at or above all that this node has seen, as in persistence/scylla.
+func (s *Shared) Clock() herald.ID {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	return max(herald.IDAt(s.stamp/1000+1), s.seen)
+}
+
 // kick tells the pump that there is something to do.
 func (s *Shared) kick() {
 	select {

@@ -33,23 +33,12 @@ func (s *Shared) Commit(b *persistence.Batch, done func(error)) {
 		return
 	}
 	s.db.watch(s, b)
-	if j.whole = s.whole(b); !j.whole {
-		p := &planner{s: s, ts: s.next(stampsOf(b)), job: j}
-		p.batch(b)
-		j.steps = p.steps()
-	} else {
-		// What needs no intent is not held up by it, else it would come in an other
-		// order than what has none.
-		plain, rest := divide(b)
-		if s.opts.Bug == bugUndivided {
-			plain, rest = &persistence.Batch{}, b
-		}
-		p := &planner{s: s, job: j}
-		p.batch(plain)
-		q := &planner{s: s, ts: s.next(stampsOf(b)), job: j}
-		ts := q.ts
-		q.batch(rest)
-		j.steps = s.intent(j, rest, ts, p.steps(), q.steps())
+	p := &planner{s: s, ts: s.next(stampsOf(b)), job: j}
+	ts := p.ts
+	p.batch(b)
+	j.steps = p.steps()
+	if j.whole = s.whole(b); j.whole {
+		j.steps = s.intent(j, b, ts, j.steps)
 	}
 	s.begin(j)
 }
@@ -82,20 +71,6 @@ func (s *Shared) markPast(m *persistence.Mark) {
 		}
 	}
 	m.Above = slices.DeleteFunc(m.Above, func(id herald.ID) bool { return id <= m.Low })
-}
-
-// divide takes the QoS 1 messages out of a batch.
-func divide(b *persistence.Batch) (plain, rest *persistence.Batch) {
-	plain, r := &persistence.Batch{}, *b
-	r.Spreads = nil
-	for _, sp := range b.Spreads {
-		to := &r
-		if sp.Messages[0].QoS < 2 && len(b.WillsGone) == 0 && len(b.Subscribe) == 0 {
-			to = plain
-		}
-		to.Spreads = append(to.Spreads, sp)
-	}
-	return plain, &r
 }
 
 // begin sends a job on its way.

@@ -241,15 +241,11 @@ func (p *planner) steps() []func() []*write {
 }
 
 // intent has a batch written down before its steps, and forgotten after them.
-// What is plain is written without.
-func (s *Shared) intent(j *job, b *persistence.Batch, ts int64, plain, steps []func() []*write) []func() []*write {
+func (s *Shared) intent(j *job, b *persistence.Batch, ts int64, steps []func() []*write) []func() []*write {
 	s.intents++
 	at, c := place{table: tableIntent, a: s.run}, column{key: s.intents}
-	put := func() (ws []*write) {
-		for _, p := range plain {
-			ws = append(ws, p()...)
-		}
-		return append(ws, &write{place: at, muts: []mutation{{at: c, ts: ts, value: &intent{b, ts}}}})
+	put := func() []*write {
+		return []*write{{place: at, muts: []mutation{{at: c, ts: ts, value: &intent{b, ts}}}}}
 	}
 	gone := func() { s.send(&write{place: at, muts: []mutation{{at: c, ts: s.next(1)}}}) }
 	switch s.opts.Bug {

@@ -59,7 +59,8 @@ type wireLine struct {
 	changes  []letter
 	wake     [2]chan struct{} // of capacity 1
 	appended int              // frames
-	received int
+	arrived  int
+	received int // what the peer has acknowledged of arrived
 	applied  bridge.Position
 }
 
@@ -306,10 +307,34 @@ func (l *wireLine) deliver(to *endpoint) {
 		frames[i] = now[i].frame
 	}
 	to.h.Receive(l.from.self, frames)
-	t.mu.Lock()
-	l.received += n
-	t.movedLocked()
-	t.mu.Unlock()
+	l.arrived += n
+	arrived := l.arrived
+	go l.acknowledge(to, func() { l.received = max(l.received, arrived) })
+}
+
+// acknowledge carries an acknowledgement back, with the peer's clock.
+func (l *wireLine) acknowledge(by *endpoint, note func()) {
+	t := l.from.t
+	if pauseUntil(l.end, t.latency()) {
+		return
+	}
+	by.pass()
+	if t.await(context.Background(), l.end, by.sendsLocked) != nil || by.isClosed() {
+		return
+	}
+	clock := by.h.Clock()
+	if t.await(context.Background(), l.end, l.from.getsLocked) != nil {
+		return
+	}
+	l.from.pass()
+	l.from.h.Observe(clock)
+	t.change(note)
+}
+
+func (e *endpoint) isClosed() bool {
+	e.t.mu.Lock()
+	defer e.t.mu.Unlock()
+	return e.closed
 }
 
 // apply has the peer apply announcements.
@@ -341,11 +366,8 @@ func (l *wireLine) apply(to *endpoint) {
 	} else {
 		to.h.Apply(l.from.self, *c.change)
 	}
-	t.mu.Lock()
-	to.heard[l.from.self] = true
-	l.applied = max(l.applied, pos)
-	t.movedLocked()
-	t.mu.Unlock()
+	t.change(func() { to.heard[l.from.self] = true })
+	go l.acknowledge(to, func() { l.applied = max(l.applied, pos) })
 }
 
 // available is [bridge.Bridge.Available].
