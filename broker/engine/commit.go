@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -18,7 +19,7 @@ import (
 // delivered. Reservations are made under its lock, so they are ascending.
 type flight struct {
 	mu    sync.Mutex
-	moved chan struct{} // closed when the head of queue finishes; nil if nobody waits
+	moved chan struct{} // closed when a passage finishes; nil if nobody waits
 	queue []*passage    // ascending by first
 	last  herald.ID     // newest that was reserved
 }
@@ -26,15 +27,21 @@ type flight struct {
 // passage is one reservation of IDs.
 type passage struct {
 	first herald.ID
+	from  string // the client whose publishes have them; empty: the broker itself
 	done  bool
 }
 
 // begin reserves n IDs.
 func (f *flight) begin(ids *herald.IDs, now int64, n int) (herald.Reserved, *passage) {
+	return f.beginFor("", ids, now, n)
+}
+
+// beginFor is begin for what a client has published.
+func (f *flight) beginFor(from string, ids *herald.IDs, now int64, n int) (herald.Reserved, *passage) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := ids.Next(now, n)
-	p := &passage{first: r.At(0)}
+	p := &passage{first: r.At(0), from: from}
 	f.queue = append(f.queue, p)
 	f.last = r.At(n - 1)
 	return r, p
@@ -53,7 +60,7 @@ func (f *flight) finish(p *passage) {
 	if n > 0 {
 		f.queue = append(f.queue[:0], f.queue[n:]...)
 	}
-	if n > 0 && f.moved != nil {
+	if f.moved != nil {
 		close(f.moved)
 		f.moved = nil
 	}
@@ -91,9 +98,23 @@ func (f *flight) newest() herald.ID {
 // pass returns when everything is through that was under way when it was called,
 // or when ctx ends.
 func (f *flight) pass(ctx context.Context) {
+	f.await(ctx, func(last herald.ID) bool { return len(f.queue) == 0 || f.queue[0].first > last })
+}
+
+// passOf is pass for what a client has published, be it over earlier connections: what
+// is due to very many is acknowledged before it is spread.
+func (f *flight) passOf(ctx context.Context, from string) {
+	f.await(ctx, func(last herald.ID) bool {
+		return !slices.ContainsFunc(f.queue, func(p *passage) bool { return p.from == from && p.first <= last && !p.done })
+	})
+}
+
+// await returns when something holds of the queue and of what was the newest ID when
+// it was called, or when ctx ends.
+func (f *flight) await(ctx context.Context, is func(last herald.ID) bool) {
 	f.mu.Lock()
 	last := f.last
-	for len(f.queue) > 0 && f.queue[0].first <= last {
+	for !is(last) {
 		if f.moved == nil {
 			f.moved = make(chan struct{})
 		}

@@ -242,7 +242,7 @@ func (e *Engine) number(sh *shipment) {
 	if n == 0 {
 		return
 	}
-	ids, p := e.flight.begin(e.ids, e.now(), n)
+	ids, p := e.flight.beginFor(sh.from.name, e.ids, e.now(), n)
 	sh.passage = append(sh.passage, p)
 	k := 0
 	for i := range sh.runs {

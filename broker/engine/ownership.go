@@ -246,6 +246,7 @@ func (e *Engine) handOver(to *peer, k ownerKey, f *frame) (epoch uint64, err err
 		err := e.takeOver(k.name, nil, w)
 		w.Flush()
 		if err == nil {
+			e.flight.passOf(e.life, k.name)
 			e.dropWill(k.name, f.ends)
 		}
 		return err

@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -33,6 +34,9 @@ type FleetOptions struct {
 	Bug string
 }
 
+// errNever tells that something did not come to pass.
+var errNever = errors.New("it never happens")
+
 // Fleet is a cluster: nodes on one database and one transport, with the clients of a
 // [World], which connect to any of them. It lives in a bubble of testing/synctest.
 // Other than in a world of one node, everything between the steps goes on by itself as
@@ -48,6 +52,8 @@ type Fleet struct {
 	storeOpts SharedOptions
 	ending    atomic.Bool
 	began     time.Time
+	script    func() // what is done before the schedule; may be nil
+	only      *node  // where everybody connects to; nil: any
 
 	logMu sync.Mutex
 	later sync.WaitGroup
@@ -132,6 +138,9 @@ func (f *Fleet) after(d time.Duration, g func()) {
 func (f *Fleet) home() *life {
 	var up []*life
 	for _, n := range f.nodes {
+		if f.only != nil && f.only != n {
+			continue
+		}
 		n.mu.Lock()
 		if l := n.now; l != nil {
 			l.mu.Lock()
@@ -165,6 +174,9 @@ func (f *Fleet) run() {
 	}
 	for f.home() == nil && w.err == nil {
 		time.Sleep(50 * time.Millisecond)
+	}
+	if f.script != nil {
+		f.script()
 	}
 	for i := 0; i < f.opts.Steps && w.err == nil; i++ {
 		f.step()
@@ -233,7 +245,7 @@ func (f *Fleet) finish() {
 			if !n.runs() {
 				n.start()
 			}
-			if !n.serves() { // who is about to join, or to be found dead, holds closed time up
+			if !n.serves() || n.still() { // who is about to join, or to be found dead, holds closed time up
 				quiet = 0
 			}
 		}
