@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -111,4 +112,43 @@ func TestTakeOverAfterWidePublish(t *testing.T) {
 		f.dialTo(b, p)
 		f.w.send(p, "t/0", 1, 1)
 	})
+}
+
+// A session that moves gets its messages at once, although all clocks are ahead of the
+// time of day, and stand still until that has caught up.
+func TestTakeOverWhileClocksStandStill(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		t.Run(fmt.Sprintf("redis away %v", away), func(t *testing.T) {
+			fleetScenario(t, 2, []string{"p", "s"}, func(f *Fleet) { f.nodes[0].ahead = 30 * time.Second }, func(f *Fleet, c []*client) {
+				p, s, a, b := c[0], c[1], f.nodes[0], f.nodes[1]
+				f.dialTo(a, p, s)
+				f.subscribed(s, "t/#", 1)
+				f.w.send(p, "t/0", 1, 1)
+				f.until("it has come", func() bool { return s.count() == 1 })
+				a.mu.Lock()
+				a.ahead = 0
+				a.mu.Unlock()
+				time.Sleep(2 * time.Second) // both know how late it was
+				if away {
+					f.net.change(func() { f.net.down = true })
+				}
+				f.dialTo(b, s)
+				began := time.Now()
+				f.w.send(p, "t/0", 1, 1)
+				f.until("it has come", func() bool { return s.count() == 2 })
+				if d := time.Since(began); d > 6*time.Second || !away && d > time.Second {
+					f.w.fail(fmt.Errorf("it took %v", d))
+				}
+				f.healRedis()
+			})
+		})
+	}
+}
+
+// count is how many messages a client has had.
+func (c *client) count() (n int) {
+	for _, k := range c.gen.count {
+		n += k
+	}
+	return n
 }
