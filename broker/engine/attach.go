@@ -36,6 +36,9 @@ func (e *Engine) Accept(conn Conn) (keepalive uint16, override, ok bool) {
 		conn.Shutdown()
 		return 0, false, false
 	}
+	if e.refused(conn, &con) {
+		return 0, false, false
+	}
 	if e.diverted(conn, &con) {
 		return 0, false, false
 	}
@@ -126,7 +129,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	}
 
 	c := &client{
-		e: e, name: name, version: con.Version, row: row,
+		e: e, name: name, username: string(con.Username), hasUsername: con.HasUsername, version: con.Version, row: row,
 		lane: uint32(row.ID ^ row.ID>>22), conn: conn, in: conn,
 		core: session.New(row.ID, durable),
 		subs: make(map[string]*subscription),
@@ -245,6 +248,7 @@ func (e *Engine) Established(conn Conn) {
 		c.fail(wire.ReasonUnavailable, w)
 	}
 	e.groups.joined(e, c, w)
+	e.endIfBanned(c, w) // since it was accepted
 	w.Flush()
 }
 

@@ -15,13 +15,15 @@ import (
 // connection; the old one, if any, is put away before.
 type client struct {
 	// Fixed at construction.
-	e       *Engine
-	h       *handle
-	name    string
-	version herald.Version
-	lane    uint32 // chooses the worker
-	row     persistence.Session
-	core    *session.Session // its methods need mu, but for the inbound packet ids
+	e           *Engine
+	h           *handle
+	name        string
+	username    string // of the CONNECT, if hasUsername
+	hasUsername bool
+	version     herald.Version
+	lane        uint32 // chooses the worker
+	row         persistence.Session
+	core        *session.Session // its methods need mu, but for the inbound packet ids
 
 	// reading is held while what was read is taken in, by whoever reads the
 	// connection, and guards aliases and ended. It is taken before the others.

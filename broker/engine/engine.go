@@ -11,7 +11,8 @@
 //
 // Sessions come in attach.go and go in detach.go, subscriptions in subscribe.go, retained
 // messages in retained.go, wills and expiry in housekeeping.go, shared
-// subscriptions in group.go, wide publishes in outbox.go, bounds in queue.go.
+// subscriptions in group.go, wide publishes in outbox.go, bounds in queue.go, bans in
+// bans.go.
 //
 // With many nodes (cluster.go has the overview): forward.go and frame.go between
 // deliver and acknowledge, routes.go for who wants what where, ownership.go for who
@@ -71,6 +72,8 @@ type Config struct {
 	BackgroundAbove int
 	// Shared tells how shared subscriptions are served.
 	Shared SharedConfig
+	// MaxBans bounds the list of bans. 0: DefaultMaxBans.
+	MaxBans int
 	// SysInterval is how often $SYS is published. 0: never.
 	SysInterval time.Duration
 	// Version is told in $SYS.
@@ -137,6 +140,7 @@ type Engine struct {
 	groups  groups
 	queues  queues
 	outbox  outbox
+	bans    bans
 	sys     sysTree
 	stats   Stats
 
@@ -220,6 +224,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	e.groups.init()
 	e.queues.init(cfg.Queue)
 	e.outbox.init(cfg.BackgroundAbove)
+	e.bans.init(cfg.MaxBans, store)
 	e.sys.init()
 	return e
 }
@@ -231,9 +236,13 @@ func (e *Engine) Start(ctx context.Context) error {
 		e.follow()
 	}
 	e.workers = newWorkers(e)
+	if err := e.loadBans(ctx); err != nil {
+		return fmt.Errorf("engine: load bans: %w", err)
+	}
 	if err := e.load(ctx); err != nil {
 		return fmt.Errorf("engine: load sessions: %w", err)
 	}
+	e.jobs.run(e.followBans)
 	e.jobs.run(e.housekeep)
 	e.jobs.run(e.spreadOutbox)
 	if e.nodes.on() {
@@ -352,6 +361,9 @@ type Stats struct {
 	Forwarded                                 atomic.Int64 // messages that came from other nodes
 	BadFrames                                 atomic.Int64 // frames and announcements that could not be decoded
 	Rejected                                  atomic.Int64 // connections that were refused or broke the protocol
+	Banned, BanEnded                          atomic.Int64 // CONNECTs refused, and connections ended, because of a ban
+	BansUnreadable                            atomic.Int64 // bans that could not be decoded, each time that they were read
+	BanReadErrors                             atomic.Int64
 }
 
 // Stats returns the counters, which go on counting.
@@ -359,7 +371,7 @@ func (e *Engine) Stats() *Stats { return &e.stats }
 
 // Gauges are how much there is now.
 type Gauges struct {
-	Clients, Sessions, Subscriptions, Filters int
+	Clients, Sessions, Subscriptions, Filters, Bans int
 }
 
 // Gauges returns how much there is now.
@@ -367,7 +379,7 @@ func (e *Engine) Gauges() Gauges {
 	e.handlesMu.RLock()
 	sessions := len(e.handles)
 	e.handlesMu.RUnlock()
-	return Gauges{Clients: e.connected(), Sessions: sessions, Subscriptions: e.index.Subscriptions(), Filters: e.index.Filters()}
+	return Gauges{Clients: e.connected(), Sessions: sessions, Subscriptions: e.index.Subscriptions(), Filters: e.index.Filters(), Bans: e.bans.list.Len()}
 }
 
 // connected is how many clients are.

@@ -161,6 +161,8 @@ func (e *Engine) receive(p *peer, b []byte) {
 		e.nodes.sum()
 	case frameKick:
 		e.kick(f.name)
+	case frameBans:
+		e.bans.look()
 	case frameAsk:
 		// Where the clock stands still, because it was ahead of the time of day, closed
 		// time would not get there: an ID of this node may be below one of its millisecond.

@@ -27,6 +27,7 @@ func nodeField(p bridge.Peer) zap.Field {
 //	         [ID] [expires] properties, payload
 //	closed   ID: every frame for what lies at or below was sent before
 //	kick     name of a client whose connection is to be ended
+//	bans     version of the list of bans, which was changed
 //	ask      ID: tell when it is closed
 //	look     ID: some were lost; look at the inboxes
 //	release  request, kind and whether it ends, epoch, name: who asks wants to serve
@@ -50,6 +51,7 @@ const (
 	frameHeld
 	frameAsk
 	frameKick
+	frameBans
 )
 
 // To whom on the other node a publish goes.
@@ -321,7 +323,7 @@ func decodeFrame(b []byte) (f frame, err error) {
 	switch f.kind {
 	case framePublish:
 		f.publish(&r)
-	case frameClosed, frameLook, frameAsk:
+	case frameClosed, frameLook, frameAsk, frameBans:
 		f.id = herald.ID(r.uint64())
 	case frameRelease:
 		f.request, f.subject, f.epoch = r.uint64(), persistence.Kind(r.byte()), r.uint64()

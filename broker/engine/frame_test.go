@@ -60,13 +60,16 @@ func (r random) messages(n int) []*herald.Message {
 }
 
 func (r random) frame() (encoded []byte, want frame) {
-	switch kind := framePublish + byte(r.IntN(int(frameAsk))); kind {
+	switch kind := framePublish + byte(r.IntN(int(frameBans))); kind {
 	case framePublish:
 		msgs, whom := r.messages(1+r.IntN(5)), byte(1+r.IntN(3))
 		return appendPublish(nil, msgs, msgs[0].Publisher, whom), frame{kind: kind, whom: whom, from: msgs[0].Publisher, messages: msgs}
 	case frameRelease:
 		f := frame{kind: kind, request: r.Uint64(), subject: persistence.Kind(r.IntN(3)), ends: r.IntN(2) == 0, epoch: r.Uint64(), name: string(r.bytes(9))}
 		return appendRelease(nil, f.request, f.subject, f.ends, f.epoch, f.name), f
+	case frameKick:
+		f := frame{kind: kind, name: string(r.bytes(9))}
+		return appendKick(nil, f.name), f
 	case frameGranted:
 		f := frame{kind: kind, request: r.Uint64(), epoch: r.Uint64()}
 		return appendGranted(nil, f.request, f.epoch), f
@@ -118,8 +121,8 @@ func TestFramesSayWhatWasPutIn(t *testing.T) {
 			t.Fatalf("%+v: a part of it is taken", want)
 		}
 	}
-	if len(kinds) != int(frameAsk) {
-		t.Errorf("%d kinds were tried, there are %d", len(kinds), frameAsk)
+	if len(kinds) != int(frameBans) {
+		t.Errorf("%d kinds were tried, there are %d", len(kinds), frameBans)
 	}
 }
 
