@@ -135,6 +135,7 @@ func (b *Broker) build() error {
 		Shared: engine.SharedConfig{
 			Durable: b.cfg.Shared.Durable, Expiry: b.cfg.Shared.Expiry, Strategy: strategy,
 		},
+		MaxBans:     b.cfg.Bans.Max,
 		SysInterval: c.SysInterval,
 		Version:     "herald version " + Version,
 		Network: func() engine.Network {

@@ -336,4 +336,8 @@ func (b *Broker) Drain(rate int) error {
 }
 
 // Kick ends the connection of a client, here or at another node; see [engine.Engine.Kick].
-func (b *Broker) Kick(client string) (here bool) { return b.engine.Kick(client) }
+func (b *Broker) Kick(client string) (here bool) {
+	here = b.engine.Kick(client)
+	b.log.Info("kicked", zap.String("client", client), zap.Bool("here", here))
+	return here
+}

@@ -56,11 +56,16 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count("sent_elsewhere_total", "Clients that were told to go to another node.", c.b.drain.sent.Load())
 	}
 	count("protocol_errors_total", "Connections closed because of what they sent.", s.Rejected.Load())
+	count("banned_total", "CONNECT packets refused because of a ban.", s.Banned.Load())
+	count("ban_disconnects_total", "Connections ended because of a ban.", s.BanEnded.Load())
+	count("bans_unreadable_total", "Bans that could not be decoded, each time that they were read.", s.BansUnreadable.Load())
+	count("ban_read_errors_total", "Readings of the list of bans that failed.", s.BanReadErrors.Load())
 	g := c.b.engine.Gauges()
 	gauge("clients", "Clients connected.", int64(g.Clients))
 	gauge("sessions", "Sessions with subscriptions, or connected.", int64(g.Sessions))
 	gauge("subscriptions", "Subscriptions.", int64(g.Subscriptions))
 	gauge("filters", "Topic filters subscribed to.", int64(g.Filters))
+	gauge("bans", "Bans in force.", int64(g.Bans))
 	gauge("retained_messages", "Retained messages.", c.b.store.RetainedCount())
 
 	l := c.b.loop.Stats()

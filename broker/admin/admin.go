@@ -46,6 +46,14 @@ type Options struct {
 	Drain func(rate int) error
 	// Kick ends the connection of a client, at whichever node it is; here: at this one.
 	Kick func(client string) (here bool, err error)
+	// Ban keeps clients from connecting, at all nodes, Unban lets them connect again. An
+	// error that wraps herald.ErrUnavailable, herald.ErrNotFound or ErrFull is not the
+	// asker's fault.
+	Ban   func(context.Context, Ban) (Ban, error)
+	Unban func(context.Context, Ban) error
+	// Bans returns at most limit bans behind that which an earlier page has as Next;
+	// empty: from the first.
+	Bans func(after string, limit int) (BanPage, error)
 	// Version is shown on the page.
 	Version string
 	Log     *zap.Logger

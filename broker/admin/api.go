@@ -21,6 +21,7 @@ func api(mux *http.ServeMux, o Options) {
 	})
 	route(mux, http.MethodGet, "/api/v1/status", func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, o) })
 	route(mux, http.MethodPost, "/api/v1/kick", func(w http.ResponseWriter, r *http.Request) { kick(w, r, o) })
+	mux.HandleFunc("/api/v1/bans", func(w http.ResponseWriter, r *http.Request) { bans(w, r, o) })
 	route(mux, http.MethodPost, "/api/v1/drain", func(w http.ResponseWriter, r *http.Request) { drain(w, r, o) })
 }
 

@@ -29,6 +29,7 @@ type Config struct {
 	Queue     Queue          `koanf:"queue"`
 	Inbox     Inbox          `koanf:"inbox"`
 	Shared    Shared         `koanf:"shared"`
+	Bans      Bans           `koanf:"bans"`
 	History   History        `koanf:"history"`
 	Auth      map[string]any `koanf:"auth"`
 	Limits    map[string]any `koanf:"limits"`
@@ -235,6 +236,13 @@ type Shared struct {
 	Strategy string `koanf:"strategy"`
 }
 
+// Bans is about who may not connect.
+type Bans struct {
+	// Max is how many bans there may be: all of them are in the memory of every node,
+	// 1.5 KiB each at most.
+	Max int `koanf:"max"`
+}
+
 // History is about messages kept by topic. Not available in this release.
 type History struct {
 	// Topics are the filters of what is recorded.
@@ -278,6 +286,7 @@ func Default() Config {
 		Queue:   Queue{Full: DropOldest},
 		Inbox:   Inbox{InlineUpTo: 16, BackgroundAbove: 1000},
 		Shared:  Shared{Durable: []string{}, Expiry: 24 * time.Hour, Strategy: RoundRobin},
+		Bans:    Bans{Max: 100_000},
 		History: History{Topics: []any{}, Retained: RetainedHistory{Keep: 100, For: 720 * time.Hour}},
 		Auth:    map[string]any{},
 		Limits:  map[string]any{},

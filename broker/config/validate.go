@@ -346,6 +346,7 @@ func (c *Config) checkShared() *Error {
 	}
 	return first(
 		atLeast("shared.expiry", c.Shared.Expiry, time.Second, maxInterval),
+		between("bans.max", c.Bans.Max, 1, 1_000_000),
 		oneOf("shared.strategy", c.Shared.Strategy, RoundRobin, LeastInflight, Sticky, Hash),
 	)
 }

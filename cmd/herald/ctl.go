@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -42,7 +41,7 @@ stays up, empty, until it is stopped (SIGTERM). It has to be asked on its own ma
 					return c.do(http.MethodPost, "/api/v1/drain", map[string]int{"rate": *rate})
 				}
 			}),
-		newKickCommand())
+		newKickCommand(), newBanCommand(), newUnbanCommand(), newBansCommand())
 }
 
 // newKickCommand ends a client's connection.
@@ -54,7 +53,7 @@ func newKickCommand() *cobra.Command {
 				return c.ask(http.MethodPost, "/api/v1/kick", map[string]string{"client": cmd.Flags().Arg(0)}, func(b []byte) error {
 					var a struct{ Here bool }
 					if err := json.Unmarshal(b, &a); err != nil {
-						return errors.New("ctl: " + c.server + ": no Herald answers there")
+						return c.misled()
 					}
 					what := "not connected to this node; the others were told\n"
 					if a.Here {
@@ -75,6 +74,7 @@ type ctl struct {
 	ctx    context.Context
 	server string
 	raw    bool // the answer as it came
+	all    bool // show is called all the same
 	out    io.Writer
 }
 
@@ -90,7 +90,7 @@ func newCtlStep(use, short, long string, step func(*cobra.Command) func(*ctl) er
 		}
 		ctx, cancel := interrupted(cmd.Context())
 		defer cancel()
-		return run(&ctl{ctx, u.Scheme + "://" + u.Host, *raw, cmd.OutOrStdout()})
+		return run(&ctl{ctx: ctx, server: u.Scheme + "://" + u.Host, raw: *raw, out: cmd.OutOrStdout()})
 	}
 	return cmd
 }
@@ -100,7 +100,7 @@ func (c *ctl) do(method, path string, body any) error {
 	return c.ask(method, path, body, func(answer []byte) error {
 		var s broker.Status
 		if err := json.Unmarshal(answer, &s); err != nil || s.Node == "" {
-			return errors.New("ctl: " + c.server + ": no Herald answers there")
+			return c.misled()
 		}
 		return printStatus(c.out, &s)
 	})
@@ -144,7 +144,7 @@ func (c *ctl) ask(method, path string, body any, show func(answer []byte) error)
 		}
 		return fmt.Errorf("ctl: %s: %s: %s", c.server, resp.Status, f.Error)
 	}
-	if c.raw {
+	if c.raw && !c.all {
 		_, err = c.out.Write(answer)
 		return err
 	}

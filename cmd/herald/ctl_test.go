@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald/broker"
+	"github.com/herald-mqtt/herald/broker/admin"
 	"github.com/herald-mqtt/herald/broker/config"
 )
 
@@ -38,6 +39,12 @@ func (d *drainable) Drain(rate int) error {
 }
 
 func (d *drainable) Kick(client string) bool { return client == "here" }
+
+func (*drainable) Ban(_ context.Context, b admin.Ban) (admin.Ban, error) { return b, nil }
+
+func (*drainable) Unban(context.Context, admin.Ban) error { return nil }
+
+func (*drainable) Bans(string, int) (admin.BanPage, error) { return admin.BanPage{}, nil }
 
 func (d *drainable) told() []int {
 	d.mu.Lock()

@@ -94,7 +94,9 @@ func (s *server) run(parent context.Context) error {
 	failed := make(chan error, 1)
 	if s.config.Admin.Address != "" {
 		web, err := admin.Listen(s.config.Admin, admin.Options{
-			Ready: s.ready, Status: s.status, Drain: s.drain, Kick: s.kick, Metrics: prometheus.GathererFunc(s.gather), Version: version, Log: s.log,
+			Ready: s.ready, Status: s.status, Drain: s.drain, Kick: s.kick,
+			Ban: s.ban, Unban: s.unban, Bans: s.bans,
+			Metrics: prometheus.GathererFunc(s.gather), Version: version, Log: s.log,
 		})
 		if err != nil {
 			return refused(err)
@@ -254,6 +256,9 @@ type operated interface {
 	Status() broker.Status
 	Drain(rate int) error
 	Kick(client string) (here bool)
+	Ban(context.Context, admin.Ban) (admin.Ban, error)
+	Unban(context.Context, admin.Ban) error
+	Bans(after string, limit int) (admin.BanPage, error)
 }
 
 // status is what the node says of itself; nil before it is opened.
@@ -287,16 +292,49 @@ func (s *server) drain(rate int) error {
 	return err
 }
 
-func (s *server) kick(client string) (here bool, err error) {
+// operated is the node, for what operators do.
+func (s *server) operated() (operated, error) {
 	n := s.node.Load()
 	if n == nil {
-		return false, fmt.Errorf("%w: the node is starting", herald.ErrUnavailable)
+		return nil, fmt.Errorf("%w: the node is starting", herald.ErrUnavailable)
 	}
 	o, ok := (*n).(operated)
 	if !ok {
-		return false, fmt.Errorf("%w: this node cannot", herald.ErrUnavailable)
+		return nil, fmt.Errorf("%w: this node cannot", herald.ErrUnavailable)
+	}
+	return o, nil
+}
+
+func (s *server) kick(client string) (here bool, err error) {
+	o, err := s.operated()
+	if err != nil {
+		return false, err
 	}
 	return o.Kick(client), nil
+}
+
+func (s *server) ban(ctx context.Context, b admin.Ban) (admin.Ban, error) {
+	o, err := s.operated()
+	if err != nil {
+		return b, err
+	}
+	return o.Ban(ctx, b)
+}
+
+func (s *server) unban(ctx context.Context, b admin.Ban) error {
+	o, err := s.operated()
+	if err != nil {
+		return err
+	}
+	return o.Unban(ctx, b)
+}
+
+func (s *server) bans(after string, limit int) (admin.BanPage, error) {
+	o, err := s.operated()
+	if err != nil {
+		return admin.BanPage{}, err
+	}
+	return o.Bans(after, limit)
 }
 
 func (*server) drainNode(n node, rate int) error {
