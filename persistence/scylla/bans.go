@@ -179,7 +179,7 @@ func (s *Store) banNews(ctx context.Context, since uint64) (persistence.BanNews,
 
 // readBans reads rows behind one key, up to another, and tells how many there were.
 func (s *Store) readBans(ctx context.Context, n *persistence.BanNews, after, upTo []byte) (int, error) {
-	rows := s.rows(ctx, getBans, 250, bans, after, upTo)
+	rows := s.rows(ctx, getBans, 500, bans, after, upTo)
 	read := 0
 	for {
 		var key, row []byte

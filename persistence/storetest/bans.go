@@ -153,7 +153,7 @@ var banTests = []test{
 		h.twice(func() { h.equal("bans", len(h.bans()), each*writers) })
 	}},
 	{"more bans than one page", func(h *harness) {
-		n := min(h.d.large()/50, 2000)
+		n := min(h.d.large()/30, 2000)
 		var wg sync.WaitGroup
 		for w := range 4 {
 			wg.Go(func() {
