@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -39,46 +40,120 @@ func (g *group) wake(e *Engine, w *listen.Worker) {
 		return
 	}
 	if !g.loaded {
-		if err := g.loadLocked(e); err != nil {
-			e.log.Error("loading a shared group", errField(err))
-			return
+		if !g.loading {
+			g.loading = true
+			e.background(func() { g.load(e) })
 		}
+		return
 	}
 	g.dealLocked(e, e.env(), w)
 }
 
-// loadLocked reads what was stored of the group and what its members hold.
-func (g *group) loadLocked(e *Engine) error {
-	win, err := e.store.Window(e.ctx, g.row.ID)
+// load reads what was stored of the group and what its members hold, in the
+// background, and has it deal. What becomes of entries meanwhile is noted in early.
+func (g *group) load(e *Engine) {
+	g.mu.Lock()
+	found, members := groupState{held: slices.Clone(g.held)}, g.durableMembers(e)
+	g.mu.Unlock()
+	err := found.read(e, g.row.ID, members)
+	if err != nil {
+		if e.life.Err() == nil {
+			e.log.Error("loading a shared group; it is tried again", errField(err))
+			time.AfterFunc(readAgain, func() { e.background(func() { g.load(e) }) })
+		}
+		return
+	}
+	e.workers[0].call(func(w *listen.Worker) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.loadLocked(found)
+		g.dealLocked(e, e.env(), w)
+	})
+}
+
+// groupState is what is known of a group before it deals.
+type groupState struct {
+	win  persistence.Window
+	held []heldBy
+}
+
+// read adds what the store knows.
+func (s *groupState) read(e *Engine, group herald.SessionID, members []herald.SessionID) (err error) {
+	if s.win, err = e.store.Window(e.ctx, group); err != nil {
+		return err
+	}
+	left, err := e.leavers(group)
 	if err != nil {
 		return err
 	}
-	var held []persistence.Sent
-	for _, h := range g.held {
-		held = append(held, h.Sent)
+	for _, id := range members {
+		delete(left, id)
 	}
-	for _, id := range g.durableMembers(e) {
-		mw, err := e.store.Window(e.ctx, id)
+	var done []herald.SessionID // leavers that have nothing any more
+	for _, id := range slices.AppendSeq(members, maps.Keys(left)) {
+		win, err := e.store.Window(e.ctx, id)
 		if err != nil {
 			return err
 		}
-		for _, s := range mw.Sent {
-			if s.Source == g.row.ID {
-				held = append(held, s)
+		has := slices.ContainsFunc(s.held, func(h heldBy) bool { return h.Session == id })
+		for _, sent := range win.Sent {
+			if sent.Source == group {
+				s.held, has = append(s.held, heldBy{nil, sent}), true
 			}
 		}
-	}
-	g.core.Load(win, held)
-	if g.out != nil {
-		for _, h := range g.held {
-			if h.at != nil {
-				g.out[h.ID] = outside{h.Session, h.at}
-			}
+		if _, ok := left[id]; ok && !has {
+			done = append(done, id)
 		}
-		g.held = nil
 	}
-	g.loaded = true
+	e.forgetLeavers(group, done)
 	return nil
+}
+
+// loadLocked sets the group to what was found.
+func (g *group) loadLocked(found groupState) {
+	held := make([]persistence.Sent, len(found.held))
+	for i, h := range found.held {
+		held[i] = h.Sent
+		if h.at != nil && g.out != nil {
+			g.out[h.ID] = outside{h.Session, h.at}
+		}
+	}
+	g.core.Load(found.win, held)
+	g.held, g.loaded, g.loading = nil, true, false
+	for _, f := range g.early {
+		f()
+	}
+	g.early = nil
+}
+
+// settledLocked notes that members are done with entries, and backLocked that they
+// give entries back.
+func (g *group) settledLocked(ids []herald.ID) {
+	g.whenLoaded(func() {
+		for _, id := range ids {
+			g.returned(id)
+			g.core.Settled(id)
+		}
+	})
+}
+
+func (g *group) backLocked(ids []herald.ID) {
+	g.whenLoaded(func() {
+		for _, id := range ids {
+			g.returned(id)
+		}
+		g.core.TakeBack(ids)
+	})
+}
+
+// whenLoaded calls f, later if the group is not loaded: what was read of its members
+// may be older. Those who hold something of a group that does not deal are few.
+func (g *group) whenLoaded(f func()) {
+	if !g.loaded {
+		g.early = append(g.early, f)
+		return
+	}
+	f()
 }
 
 // durableMembers are the members that have something in the store.

@@ -147,7 +147,7 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 	}
 	c.mu.Unlock()
 	defer func() {
-		more, over := e.groups.begun(e, unknown, subs)
+		more, over := e.groups.begun(e, c.h.id, unknown, subs)
 		e.groups.settle(e, append(settled, over...))
 		e.groups.takeBack(e, append(back, more...))
 		e.groups.left(e, subs)
@@ -239,7 +239,7 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 			held = append(held, session.Settled{Source: s.Source, ID: s.ID})
 		}
 	}
-	back, settled := e.groups.begun(e, held, subs)
+	back, settled := e.groups.begun(e, row.ID, held, subs)
 	e.groups.settle(e, settled)
 	e.groups.takeBack(e, back)
 	e.dropHandle(row.ID)

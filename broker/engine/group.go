@@ -36,6 +36,8 @@ type group struct {
 	picker  topic.Picker
 	next    int // round robin: where the next turn begins
 	loaded  bool
+	loading bool
+	early   []func()              // what became of entries before it was loaded, in its order
 	waiting bool                  // of a cluster: not to be loaded yet (sharing.go)
 	held    []heldBy              // what connected members hold, until it is loaded
 	out     map[herald.ID]outside // dealt to members at other nodes
@@ -286,7 +288,7 @@ func (gs *groups) settle(e *Engine, done []session.Settled) {
 		for _, d := range done {
 			if g := gs.find(d.Source); g != nil {
 				g.mu.Lock()
-				g.core.Settled(d.ID)
+				g.settledLocked([]herald.ID{d.ID})
 				g.mu.Unlock()
 				if !slices.Contains(touched, g) {
 					touched = append(touched, g)
@@ -299,18 +301,23 @@ func (gs *groups) settle(e *Engine, done []session.Settled) {
 	})
 }
 
-// begun tells of entries that a member was sent, and has not acknowledged, which
+// begun tells of entries that a member, or who was one, was sent, and has not acknowledged, which
 // go back to their groups (QoS 1) and which go to nobody else (QoS 2).
-func (gs *groups) begun(e *Engine, held []session.Settled, subs []persistence.Subscription) (back, settled []session.Settled) {
+func (gs *groups) begun(e *Engine, id herald.SessionID, held []session.Settled, subs []persistence.Subscription) (back, settled []session.Settled) {
 	for _, h := range held {
 		key, ok := gs.keyOf(e, h.Source)
 		if !ok {
 			continue
 		}
-		qos := byte(0)
+		qos, shares := byte(0), false
 		for _, s := range subs {
-			if name, filter, shared, _ := herald.SplitShare(s.Filter); shared && name+"/"+filter == key {
-				qos = s.QoS
+			if k, shared := shareKey(s.Filter); shared && k == key {
+				qos, shares = s.QoS, true
+			}
+		}
+		if !shares { // it has left
+			if left, err := e.leavers(h.Source); err == nil {
+				qos = left[id]
 			}
 		}
 		entries, err := e.store.Inbox(e.ctx, h.Source, h.ID-1, h.ID, 1, pageBytes, nil)
@@ -376,7 +383,7 @@ func (gs *groups) takeBack(e *Engine, back []session.Settled) {
 	for src, ids := range bySource {
 		if g := gs.find(src); g != nil {
 			g.mu.Lock()
-			g.core.TakeBack(ids)
+			g.backLocked(ids)
 			g.mu.Unlock()
 			g.wake(e, w)
 		}

@@ -35,9 +35,12 @@ func (e *Engine) dealt(p *peer, f *frame, w *listen.Worker) {
 	}
 	m := f.messages[0]
 	delivered := false
-	if h := e.memberHere(f.session); h != nil {
+	if h := e.memberHere(f.group, f.session); h != nil {
 		if c := h.live.Load(); c != nil {
 			e.step(c, c.core, w, func(env session.Env, fx *session.Effects) {
+				if key, ok := e.groups.keyOf(e, f.group); ok && c.subs[herald.SharePrefix+key] == nil {
+					return // it has just left: see leaver.go
+				}
 				delivered = true
 				if f.group != 0 && (f.grant.QoS == 0 || m.QoS == 0) {
 					fx.Settled = append(fx.Settled, session.Settled{Source: f.group, ID: m.ID})
@@ -51,12 +54,16 @@ func (e *Engine) dealt(p *peer, f *frame, w *listen.Worker) {
 	}
 }
 
-// memberHere finds a session that shares groups and is connected here; its handle is
-// not known otherwise if it ends with its connection.
-func (e *Engine) memberHere(id herald.SessionID) *handle {
+// memberHere finds a session that shares a group (0: any) and is connected here; its
+// handle is not known otherwise if it ends with its connection. To one that has left the
+// group nothing more is dealt: see leaver.go.
+func (e *Engine) memberHere(group, id herald.SessionID) *handle {
 	s := &e.sharing
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if key, ok := s.keys[group]; ok {
+		return s.here[key][id]
+	}
 	for _, members := range s.here {
 		if h := members[id]; h != nil {
 			return h
@@ -105,14 +112,8 @@ func (e *Engine) done(id herald.SessionID, settled, back []herald.ID) {
 		return // it has another owner, who has asked
 	}
 	g.mu.Lock()
-	for _, id := range settled {
-		g.returned(id)
-		g.core.Settled(id)
-	}
-	for _, id := range back {
-		g.returned(id)
-	}
-	g.core.TakeBack(back)
+	g.settledLocked(settled)
+	g.backLocked(back)
 	g.mu.Unlock()
 	e.groups.wakeSoon(e, g)
 }

@@ -168,6 +168,9 @@ func (e *Engine) readSubscriptions(ctx context.Context, found *stored) (n int, e
 	s.begin()
 	defer s.end()
 	err = e.store.ScanSubscriptions(ctx, func(id herald.SessionID, sub persistence.Subscription) (err error) {
+		if _, ok := leaver(sub.Filter); ok {
+			return nil
+		}
 		n++
 		if found != nil {
 			found.subs[found.hash(id, sub.Filter)] = struct{}{}

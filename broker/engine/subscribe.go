@@ -155,6 +155,7 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 	defer release()
 	var remove []string
 	var events [][]byte
+	var left []persistence.Subscription
 	c.mu.Lock()
 	for i, f := range req.Filters {
 		filter := string(f)
@@ -170,6 +171,7 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 		}
 		remove = append(remove, want(c.h.id, c.core.Durable(), &sub.Subscription)...)
 		delete(c.subs, filter)
+		left = append(left, sub.Subscription)
 		c.replaceRetained(filter, nil, false)
 		gone = append(gone, filter)
 		if c.core.Durable() {
@@ -182,8 +184,15 @@ func (e *Engine) Unsubscribe(conn Conn, req *wire.Unsubscribe) {
 	for _, filter := range gone {
 		e.unroute(c.h, filter)
 	}
+	var err error
+	if rows := c.leaving(left); len(rows) > 0 {
+		err = e.commit(&persistence.Batch{Subscribe: rows})
+	}
 	if !b.Empty() {
-		if err := e.commit(&b); err != nil {
+		if err == nil {
+			err = e.commit(&b)
+		}
+		if err != nil {
 			e.log.Error("removing subscriptions", errField(err))
 			c.fail(wire.ReasonBusy, w)
 			return

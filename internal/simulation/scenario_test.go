@@ -139,3 +139,53 @@ func TestWillDelayWhileStoreIsSlow(t *testing.T) {
 		w.settle(1)
 	})
 }
+
+// Who leaves a shared group finishes what it was dealt at QoS 2, and nobody else gets
+// it, although the process dies meanwhile, twice [MQTT-4.8.2-5].
+func TestLeaverKeepsWhatItHas(t *testing.T) {
+	const group = "$share/g/s/#"
+	for name, ends := range map[string]func(w *World, a *client){
+		"goes on": func(w *World, a *client) { a.connect(false) },
+		"ends": func(w *World, a *client) {
+			w.ledger.groups[group].expect = nil // it may have read it
+			a.connect(true)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scenario(t, 4, func(w *World, a, b *client) {
+				a.subscribe(group, 2)
+				w.settle(1)
+				w.send(b, "s/0", 2, 1)
+				b.carry(1)
+				w.flush()
+				w.fail(a.read(10)) // PUBLISH, and no PUBREC is sent
+				w.fail(b.read(10))
+				b.carry(10)
+				w.flush()
+				w.fail(b.read(10)) // PUBCOMP
+				b.subscribe(group, 2)
+				b.carry(1)
+				a.unsubscribe(group)
+				a.carry(10)
+				w.flush()
+				w.fail(a.read(10))
+				w.fail(b.read(10))
+				for range 2 {
+					w.die(0)
+					b.connect(false)
+					for range 3 { // the group is loaded, and deals what it thinks is its to deal
+						w.flush()
+						w.fail(b.read(10))
+						b.answer(10)
+						b.carry(10)
+					}
+				}
+				ends(w, a)
+				w.settle(1)
+				if n := len(w.ledger.groups[group].count); n != 1 {
+					t.Errorf("%d messages came to the group, want 1", n)
+				}
+			})
+		})
+	}
+}

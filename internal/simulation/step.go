@@ -224,7 +224,7 @@ func (w *World) doUnsubscribe() {
 	}
 	var filters []string
 	for f, s := range c.subs {
-		if s.active && f != "w/#" && !(shared(f) && (c == w.clients[0] || w.ledger.groups[f].exact)) {
+		if s.active && f != "w/#" && !(shared(f) && c == w.clients[0]) {
 			filters = append(filters, f)
 		}
 	}
