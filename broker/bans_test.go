@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -283,6 +284,9 @@ func TestBannedWhileItConnects(t *testing.T) {
 	close(s.hold)
 	for {
 		first, body, err := c.next()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("a banned client stays")
+		}
 		if err != nil {
 			break
 		}
