@@ -32,6 +32,9 @@ type Conn interface {
 	Connect() []byte
 	ReleaseConnect()
 	SetKeepalive(time.Duration)
+	// Gone tells whether the peer has closed the connection, or it has broken or is being
+	// closed, although Closed may not have been called yet.
+	Gone() bool
 	// SetUser attaches the engine's client, User returns it.
 	SetUser(any)
 	User() any

@@ -178,6 +178,14 @@ func (c *Conn) Resume() {
 	}
 }
 
+// Gone tells whether the client has closed its side, or the connection has broken or
+// is being closed. What it had sent before is not looked at, and may still be
+// processed. Any goroutine may ask; it costs a system call where connections are not
+// polled, and on systems without epoll it says only what was found out by reading.
+func (c *Conn) Gone() bool {
+	return c.stopped.Load() || c.hup.Load() || c.stream != nil && c.stream.hungUp()
+}
+
 // post asks the owner of the reading side to look at c.
 func (c *Conn) post() {
 	if c.posted.Swap(true) {

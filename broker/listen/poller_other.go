@@ -25,6 +25,7 @@ func (l *Listener) accept() { l.acceptStreams() }
 func sysWrite(int, []byte) (int, error) { return 0, errors.ErrUnsupported }
 func sysShutdown(int)                   {}
 func sysShutdownWrite(int)              {}
+func sysHungUp(int) bool                { return false }
 func wouldBlock(error) bool             { return false }
 
 type balancer struct{}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -262,6 +263,26 @@ func (s *stream) flusher() {
 	if c.dead.Load() {
 		c.post()
 	}
+}
+
+// hungUp tells whether the peer has closed its side, without reading: while the
+// reading goroutine waits for somebody else, nobody else would notice.
+func (s *stream) hungUp() bool {
+	raw, ok := s.raw.(*socket)
+	if !ok {
+		return false
+	}
+	sc, ok := raw.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return true // closed
+	}
+	gone := false
+	err = rc.Control(func(fd uintptr) { gone = sysHungUp(int(fd)) })
+	return gone || err != nil
 }
 
 // closeWrite says goodbye in each layer.

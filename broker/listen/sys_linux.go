@@ -60,4 +60,12 @@ func sysWake(fd int) {
 func sysShutdown(fd int)      { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
 func sysShutdownWrite(fd int) { _ = unix.Shutdown(fd, unix.SHUT_WR) }
 
+// sysHungUp tells whether the peer has closed its side of a connection. It does not
+// wait.
+func sysHungUp(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+}
+
 func wouldBlock(err error) bool { return errors.Is(err, unix.EAGAIN) }

@@ -249,6 +249,9 @@ func (c *conn) ReleaseConnect() { c.connect = nil }
 // SetKeepalive implements [engine.Conn].
 func (c *conn) SetKeepalive(time.Duration) {}
 
+// Gone implements [engine.Conn].
+func (c *conn) Gone() bool { return c.closed() }
+
 // SetUser implements [engine.Conn].
 func (c *conn) SetUser(u any) { c.user.Store(u) }
 
