@@ -139,9 +139,6 @@ func (n *nodes) peers() []*peer {
 	return *n.list.Load()
 }
 
-// Life is the peer's.
-func (p *peer) Life() uint64 { return p.Incarnation }
-
 // meet makes a life known. From here on closed time waits for it: the node will
 // not use an ID at or below what is closed now, since it observes this node's
 // clock before it makes the first.
@@ -390,7 +387,7 @@ func (e *Engine) left(live []membership.Peer) {
 	done, cancel := context.WithCancel(context.Background())
 	cancel() // nothing is waited for
 	for _, p := range e.nodes.peers() {
-		if slices.ContainsFunc(live, func(l membership.Peer) bool { return l.Node == p.Node && l.Life == p.Life() }) {
+		if slices.ContainsFunc(live, func(l membership.Peer) bool { return l.Node == p.Node && l.Life == p.Incarnation }) {
 			continue
 		}
 		if e.nodes.Live(p.Peer) || e.nodes.Over(done, p.Peer) != nil {

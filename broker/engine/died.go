@@ -123,7 +123,7 @@ func (e *Engine) Finished(m persistence.Member) error {
 	defer e.nodes.dying.unlock()
 	e.follow()
 	for _, p := range e.nodes.peers() { // of a node that died often, lives may have gone unseen
-		if p.Node == m.Node && p.Life() <= m.Life {
+		if p.Node == m.Node && p.Incarnation <= m.Life {
 			e.look(p, math.MaxUint64)
 			e.bereave(p)
 			e.forget(p)

@@ -10,7 +10,7 @@ import (
 	"github.com/herald-mqtt/herald/broker/wire"
 )
 
-// target is a node that a run goes to, and whether somebody there has to have it
+// nodeTarget is a node that a run goes to, and whether somebody there has to have it
 // before it is acknowledged.
 type nodeTarget struct {
 	peer *peer

@@ -189,7 +189,7 @@ func (e *Engine) announceEnd(id herald.SessionID, subs map[string]*subscription)
 	}
 }
 
-// settled waits until every live node has applied announcements up to at.
+// settledRoutes waits until every live node has applied announcements up to at.
 func (e *Engine) settledRoutes(at bridge.Position) error { return e.settledWhile(e.life, at) }
 
 // settledWhile is settledRoutes until ctx ends.
