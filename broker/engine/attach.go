@@ -88,7 +88,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		return Connack{}, ErrBusy
 	}
 
-	died, moved, err := e.secure(name, con.Clean)
+	died, moved, err := e.secure(name, con.Clean, conn.Gone)
 	if err != nil {
 		return Connack{}, err
 	}
@@ -100,11 +100,19 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	if moved && exists {
 		e.follow()
 	}
+	if exists && con.Clean && e.nodes.on() && conn.Gone() {
+		return Connack{}, errGone // another connection may have gone on with it
+	}
 	if exists && (con.Clean || old.Expires != 0 && old.Expires <= now) {
 		if err := e.endAtRest(old); err != nil {
 			return Connack{}, err
 		}
 		exists = false
+	}
+
+	var subs func() ([]persistence.Subscription, error)
+	if exists {
+		subs = e.readAhead(old.ID)
 	}
 
 	expiry, ack := e.expiry(con)
@@ -171,8 +179,12 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		e.queues.begin(row.ID, name, !exists)
 	}
 	if exists {
-		if err := e.loadSubscriptions(c); err != nil {
+		all, err := subs()
+		if err != nil {
 			return Connack{}, err
+		}
+		for _, s := range all {
+			c.subs[s.Filter] = &subscription{Subscription: s}
 		}
 	}
 	if exists && e.nodes.on() {
@@ -191,6 +203,26 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	conn.SetUser(c)
 	ack.SessionPresent = exists
 	return ack, nil
+}
+
+// readAhead begins to read a session's subscriptions and returns what waits for them.
+// In a cluster that is a round trip, which is under way while the session's row is
+// written.
+func (e *Engine) readAhead(id herald.SessionID) func() ([]persistence.Subscription, error) {
+	if !e.nodes.on() {
+		return func() ([]persistence.Subscription, error) { return e.store.Subscriptions(e.ctx, id) }
+	}
+	var subs []persistence.Subscription
+	var err error
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		subs, err = e.store.Subscriptions(e.ctx, id)
+	}()
+	return func() ([]persistence.Subscription, error) {
+		<-read
+		return subs, err
+	}
 }
 
 // expiry is the session expiry interval that a client gets.

@@ -80,6 +80,9 @@ type peer struct {
 	// Owned by who calls Receive and Gap: frames are missing since it last told its
 	// closed time.
 	missed bool
+	// Likewise: what it asks for, begun when all that came at once was looked at, since
+	// it may be withdrawn at once.
+	requests []func()
 
 	status  atomic.Pointer[membership.Status] // as last read
 	holding atomic.Int32                      // len(held)

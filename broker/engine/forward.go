@@ -136,6 +136,10 @@ func (e *Engine) Receive(from bridge.Peer, frames [][]byte) {
 			p.missed = true
 		}
 	}
+	for _, begin := range p.requests {
+		begin()
+	}
+	p.requests = nil
 }
 
 func (e *Engine) receive(p *peer, b []byte) {
@@ -169,7 +173,9 @@ func (e *Engine) receive(p *peer, b []byte) {
 		e.ids.ObserveAll(f.id)
 		p.wants(f.id)
 	case frameRelease:
-		e.errand(func() { e.giveUp(p, &f) })
+		e.release(p, &f)
+	case frameWithdraw:
+		e.owners.withdrawn(p.Peer, f.request)
 	case frameGranted:
 		e.owners.answered(f.request, f.epoch)
 	case frameDeal:

@@ -37,6 +37,7 @@ func nodeField(p bridge.Peer) zap.Field {
 //	askheld  request, group
 //	held     request, group, sessions and IDs: what members there hold
 //	granted  request, epoch: it does, under this epoch; 0: ask the store again
+//	withdraw request: of a release; nobody waits for the session any more
 const frameVersion = 1
 
 const (
@@ -52,6 +53,7 @@ const (
 	frameAsk
 	frameKick
 	frameBans
+	frameWithdraw
 )
 
 // To whom on the other node a publish goes.
@@ -196,6 +198,10 @@ func appendGranted(b []byte, request, epoch uint64) []byte {
 	return binary.BigEndian.AppendUint64(b, epoch)
 }
 
+func appendWithdraw(b []byte, request uint64) []byte {
+	return binary.BigEndian.AppendUint64(begin(b, frameWithdraw), request)
+}
+
 func appendKick(b []byte, name string) []byte { return appendBytes(begin(b, frameKick), name) }
 
 func appendDeal(b []byte, group, to herald.SessionID, qos byte, retain bool, ids []uint32, m *herald.Message) []byte {
@@ -333,6 +339,8 @@ func decodeFrame(b []byte) (f frame, err error) {
 		f.request, f.epoch = r.uint64(), r.uint64()
 	case frameKick:
 		f.name = string(r.bytes())
+	case frameWithdraw:
+		f.request = r.uint64()
 	case frameDeal:
 		f.group, f.session = herald.SessionID(r.uint64()), herald.SessionID(r.uint64())
 		how := r.byte()

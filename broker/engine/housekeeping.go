@@ -236,7 +236,7 @@ func (e *Engine) expireClient(row persistence.Session, now int64) error {
 	if _, ok := over(); !ok { // nobody is asked for it, who would lose his connection
 		return nil
 	}
-	if _, err := e.claim(e.ctx, ownerKey{persistence.Client, row.Name}, true); err != nil {
+	if _, err := e.claim(e.ctx, ownerKey{persistence.Client, row.Name}, true, nil); err != nil {
 		return err
 	}
 	if again, ok := over(); ok {
@@ -284,6 +284,13 @@ func (d *delayedWills) add(w *persistence.Will) {
 		d.next = w.Due
 	}
 	d.m[w.Session] = w
+}
+
+// some tells whether there are any.
+func (d *delayedWills) some() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.m) > 0
 }
 
 func (d *delayedWills) take(id herald.SessionID) *persistence.Will {

@@ -3,12 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/bridge"
@@ -26,10 +23,11 @@ import (
 type owners struct {
 	mu       sync.Mutex // guards below
 	own      map[ownerKey]persistence.Claim
-	asking   map[uint64]chan uint64   // by request
-	wanted   map[ownerKey]bridge.Peer // asked for in this node's row, while Redis is away
-	unsealed map[string]struct{}      // clients whose window is still to be sealed
-	giving   map[ownerKey]struct{}    // being given up to somebody who asked so
+	asking   map[uint64]chan uint64     // by request
+	wanted   map[ownerKey]bridge.Peer   // asked for in this node's row, while Redis is away
+	unsealed map[string]struct{}        // clients whose window is still to be sealed
+	giving   map[ownerKey]struct{}      // being given up to somebody who asked so
+	requests map[requestOf]*atomic.Bool // of other nodes, being carried out; true: withdrawn
 	request  atomic.Uint64
 }
 
@@ -38,12 +36,19 @@ type ownerKey struct {
 	name string
 }
 
+// requestOf is another node's request.
+type requestOf struct {
+	peer    bridge.Peer
+	request uint64
+}
+
 func (o *owners) init() {
 	o.own = make(map[ownerKey]persistence.Claim)
 	o.asking = make(map[uint64]chan uint64)
 	o.unsealed = make(map[string]struct{})
 	o.wanted = make(map[ownerKey]bridge.Peer)
 	o.giving = make(map[ownerKey]struct{})
+	o.requests = make(map[requestOf]*atomic.Bool)
 }
 
 // owns tells whether this node has claimed something.
@@ -52,6 +57,14 @@ func (o *owners) owns(k ownerKey) bool {
 	defer o.mu.Unlock()
 	_, ok := o.own[k]
 	return ok
+}
+
+// owned is what this node has claimed, if it knows of it.
+func (o *owners) owned(k ownerKey) (persistence.Claim, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c, ok := o.own[k]
+	return c, ok
 }
 
 func (o *owners) set(k ownerKey, c persistence.Claim) {
@@ -91,86 +104,6 @@ func (o *owners) answered(request, epoch uint64) {
 		case ch <- epoch:
 		default:
 		}
-	}
-}
-
-const (
-	// claimWait is how long a client waits until another node has given up its
-	// session, or was found dead.
-	claimWait = 15 * time.Second
-	// askAgain is how often the other node is asked, or the store.
-	askAgain = 2 * time.Second
-)
-
-// owner tells who has a claim, for errors.
-func ownerOf(c persistence.Claim) bridge.Peer {
-	return bridge.Peer{Node: c.Owner, Incarnation: c.Life}
-}
-
-// claim makes this node the owner of a session, which it wants to go on with, or to
-// end; died tells that the last owner's life had ended without its giving it up. The
-// caller has the name's lock.
-func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool) (died bool, err error) {
-	n := &e.nodes
-	if !n.on() || e.owners.owns(k) {
-		return false, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, claimWait)
-	defer cancel()
-	for {
-		old, err := n.store.Claimed(ctx, k.kind, k.name)
-		if err != nil {
-			return false, err
-		}
-		last := ownerOf(old)
-		switch {
-		case last == n.self: // it was given to us
-			e.owners.set(k, old)
-			return died, nil
-		case old.Epoch != 0 && n.Live(last):
-			if err := e.askFor(ctx, k, old, ends); err != nil {
-				return false, err
-			}
-			continue
-		case old.Epoch != 0:
-			if err := n.Over(ctx, last); err != nil {
-				return false, fmt.Errorf("%w: waiting for the end of node %d/%d: %w", herald.ErrUnavailable, last.Node, last.Incarnation, err)
-			}
-			died = true
-		}
-		now, won, err := n.store.Claim(ctx, k.kind, k.name, old, n.self.Node, n.self.Incarnation)
-		if err != nil {
-			return false, err
-		}
-		if won {
-			e.owners.set(k, now)
-			return died, nil
-		}
-	}
-}
-
-// askFor asks the owner of a claim for it and returns when it has answered, or may
-// have.
-func (e *Engine) askFor(ctx context.Context, k ownerKey, old persistence.Claim, ends bool) error {
-	request, answer := e.owners.ask()
-	defer e.owners.asked(request)
-	p := e.meet(ownerOf(old))
-	if e.nodes.Available() {
-		p.send(appendRelease(nil, request, k.kind, ends, old.Epoch, k.name), nil, 0)
-	} else {
-		e.owners.want(k, p.Peer)
-		defer e.owners.unwant(k)
-		e.nodes.BeatNow()
-	}
-	t := time.NewTimer(askAgain)
-	defer t.Stop()
-	select {
-	case <-answer:
-		return nil
-	case <-t.C:
-		return nil // the store knows whether it has
-	case <-ctx.Done():
-		return fmt.Errorf("%w: node %d/%d does not give the session up", herald.ErrUnavailable, p.Node, p.Incarnation)
 	}
 }
 
@@ -218,57 +151,71 @@ func (e *Engine) giveWanted(to *peer, wanted []membership.Want) {
 				delete(o.giving, k)
 				o.mu.Unlock()
 			}()
-			e.giveUp(to, &frame{subject: k.kind, name: k.name})
+			e.giveUp(to, &frame{subject: k.kind, name: k.name}, new(atomic.Bool))
 		})
 	}
 }
 
-// giveUp gives a session to a node that asks for it.
-func (e *Engine) giveUp(to *peer, f *frame) {
-	k := ownerKey{f.subject, f.name}
-	epoch, err := e.handOver(to, k, f)
-	if err != nil {
-		e.log.Warn("giving a session up", nodeField(to.Peer), errField(err))
-		return // it asks again
-	}
-	to.send(appendGranted(nil, f.request, epoch), surely, 0)
+// release has another node's request carried out, for which one may have to wait.
+func (e *Engine) release(to *peer, f *frame) {
+	o, r := &e.owners, requestOf{to.Peer, f.request}
+	withdrawn := new(atomic.Bool)
+	o.mu.Lock()
+	o.requests[r] = withdrawn
+	o.mu.Unlock()
+	to.requests = append(to.requests, func() {
+		e.errand(func() {
+			defer func() {
+				o.mu.Lock()
+				delete(o.requests, r)
+				o.mu.Unlock()
+			}()
+			e.giveUp(to, f, withdrawn)
+		})
+	})
 }
 
-// handOver ends what this node has of a session and makes another its owner.
-func (e *Engine) handOver(to *peer, k ownerKey, f *frame) (epoch uint64, err error) {
+// withdrawn notes that a node does not want any more what it has asked for.
+func (o *owners) withdrawn(of bridge.Peer, request uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if w := o.requests[requestOf{of, request}]; w != nil {
+		w.Store(true)
+	}
+}
+
+// giveUp gives a session to a node that asks for it, and answers.
+func (e *Engine) giveUp(to *peer, f *frame, withdrawn *atomic.Bool) {
+	epoch, err := e.handOver(to, ownerKey{f.subject, f.name}, f, withdrawn)
+	if err != nil {
+		e.log.Warn("giving a session up", nodeField(to.Peer), errField(err))
+	}
+	to.send(appendGranted(nil, f.request, epoch), surely, 0) // 0: it may ask again
+}
+
+// handOver ends what this node has of a session and makes another its owner. next is 0
+// if that is not so: the store knows better, or the request was withdrawn. One that
+// asks for an earlier epoch has had the session, and lost it again; 0 is whichever.
+func (e *Engine) handOver(to *peer, k ownerKey, f *frame, withdrawn *atomic.Bool) (next uint64, err error) {
 	if k.kind != persistence.Client {
 		return 0, errors.New("only sessions are given up")
 	}
 	unlock := e.claims.lock(k.name)
 	defer unlock()
-	return e.handOverLocked(to, k, f.epoch, func() error {
-		w := listen.NewWorker()
-		err := e.takeOver(k.name, nil, w)
-		w.Flush()
-		if err == nil {
-			e.flight.passOf(e.life, k.name)
-			e.dropWill(k.name, f.ends)
-		}
-		return err
-	})
-}
-
-// handOverLocked gives up what was claimed under an epoch; 0: whichever. One that
-// asks for an earlier one has had it, and lost it again.
-func (e *Engine) handOverLocked(to *peer, k ownerKey, epoch uint64, end func() error) (next uint64, err error) {
 	n := &e.nodes
-	old, err := n.store.Claimed(e.life, k.kind, k.name)
-	if err != nil {
-		return 0, err
+	old, ok := e.owners.owned(k)
+	if !ok { // it was given to this node when nobody waited for it any more, say
+		if old, err = n.store.Claimed(e.life, k.kind, k.name); err != nil {
+			return 0, err
+		}
+		if ownerOf(old) != n.self {
+			return 0, nil
+		}
 	}
-	if ownerOf(old) != n.self {
-		e.owners.drop(k)
-		return 0, nil // the store knows
-	}
-	if epoch != 0 && epoch != old.Epoch {
+	if f.epoch != 0 && f.epoch != old.Epoch || withdrawn.Load() {
 		return 0, nil
 	}
-	if err := end(); err != nil {
+	if err := e.putDown(k.name, f.ends); err != nil {
 		return 0, err
 	}
 	// What was published before must not be overtaken by what is published over
@@ -285,6 +232,49 @@ func (e *Engine) handOverLocked(to *peer, k ownerKey, epoch uint64, end func() e
 		return 0, errors.New("claimed by somebody else")
 	}
 	return now.Epoch, nil
+}
+
+// putDown ends what this node has of a session of its own; ends: so does the session,
+// where it goes. The name's lock is held.
+func (e *Engine) putDown(name string, ends bool) error {
+	e.clientsMu.RLock()
+	c := e.clients[name]
+	e.clientsMu.RUnlock()
+	w := listen.NewWorker()
+	err := e.takeOver(name, nil, w)
+	w.Flush()
+	if err != nil {
+		return err
+	}
+	e.flight.passOf(e.life, name)
+	id := herald.SessionID(0)
+	if c != nil {
+		id = c.row.ID
+	}
+	unsealed := e.owners.isUnsealed(name)
+	if id == 0 && (unsealed || e.wills.some()) {
+		row, err := e.store.Session(e.life, persistence.Client, name)
+		switch {
+		case err == nil:
+			id = row.ID
+		case !errors.Is(err, herald.ErrNotFound):
+			return err
+		}
+	}
+	if unsealed { // it was claimed from a dead node, and not loaded since
+		if id != 0 {
+			if err := e.nodes.store.Seal(e.life, id); err != nil {
+				return err
+			}
+		}
+		e.owners.sealed(name)
+	}
+	// A delayed will is out of this node's care: who goes on with the session removes
+	// its row. If the session ends the will is due [MQTT-3.1.3-9].
+	if will := e.wills.take(id); will != nil && ends {
+		e.publishWill(will)
+	}
+	return nil
 }
 
 // allReceived waits until every node has received the frames that were sent to it,
@@ -348,18 +338,6 @@ func (e *Engine) unclaim(c *client) {
 	})
 }
 
-// dropWill takes a delayed will out of this node's care: who goes on with the session
-// removes its row. If the session ends the will is due [MQTT-3.1.3-9].
-func (e *Engine) dropWill(name string, ends bool) {
-	row, err := e.store.Session(e.life, persistence.Client, name)
-	if err != nil {
-		return
-	}
-	if will := e.wills.take(row.ID); will != nil && ends {
-		e.publishWill(will)
-	}
-}
-
 // follow has this node give out no ID from now on that is not above all that the
 // store has seen: those of a session's earlier messages, whose owner wrote its row
 // after them, and those of a life that is Finished.
@@ -369,30 +347,18 @@ func (e *Engine) follow() {
 	}
 }
 
-// secure claims a client's session before it is loaded. died tells that what an
-// earlier owner may still have in flight is to be sealed off, moved that this node did
-// not have the claim.
-func (e *Engine) secure(name string, ends bool) (died, moved bool, err error) {
-	if !e.nodes.on() {
-		return false, false, nil
-	}
-	moved = !e.owners.owns(ownerKey{persistence.Client, name})
-	if !e.nodes.Valid() {
-		return false, false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
-	}
-	began := time.Now()
-	if died, err = e.claim(e.life, ownerKey{persistence.Client, name}, ends); err != nil {
-		e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
-		return false, false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
-	}
-	o := &e.owners
+// unseal notes that a session's window is to be sealed.
+func (o *owners) unseal(name string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if died {
-		o.unsealed[name] = struct{}{}
-	}
-	_, died = o.unsealed[name]
-	return died, moved, nil
+	o.unsealed[name] = struct{}{}
+}
+
+func (o *owners) isUnsealed(name string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, is := o.unsealed[name]
+	return is
 }
 
 // sealed notes that a session's window is sealed: until then every connection tries.

@@ -269,15 +269,3 @@ func (e *Engine) unroute(h *handle, f string) {
 	}
 	e.index.Unsubscribe(f, h)
 }
-
-// loadSubscriptions reads those of a session that comes back.
-func (e *Engine) loadSubscriptions(c *client) error {
-	subs, err := e.store.Subscriptions(e.ctx, c.h.id)
-	if err != nil {
-		return err
-	}
-	for _, s := range subs {
-		c.subs[s.Filter] = &subscription{Subscription: s}
-	}
-	return nil
-}

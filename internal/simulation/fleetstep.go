@@ -72,11 +72,11 @@ func (f *Fleet) doTakeOver() {
 }
 
 // hanging tells whether a node may still be about to carry out a CONNECT that the
-// client has given up. It would take the session from the client's next connection,
-// and a clean start would end it; so the client waits.
+// client has given up, without knowing that it has. It would take the session from the
+// client's next connection, and a clean start would end it; so the client waits.
 func (c *client) hanging() bool {
 	for _, g := range c.ghosts {
-		if !g.answered.Load() && !g.gone.Load() && g.life.ctx.Err() == nil {
+		if !g.answered.Load() && !g.closed() && g.life.ctx.Err() == nil {
 			return true
 		}
 	}

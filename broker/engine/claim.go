@@ -1,0 +1,214 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// How this node comes by the claim of a session: from its owner, who is asked for it,
+// or from nobody, when its owner's life is over.
+
+const (
+	// claimWait is how long a client waits until another node has given up its
+	// session, or was found dead.
+	claimWait = 15 * time.Second
+	// askAgain is how often the other node is asked, or the store, if nothing is heard.
+	askAgain = 2 * time.Second
+	// askFirst is when that is done first where no answer can come: while Redis is
+	// away, or after the owner could not give the session up. From then on it takes
+	// twice as long each time, up to askAgain.
+	askFirst = 100 * time.Millisecond
+	// overAfter is how long an owner may take to answer until this node looks whether
+	// its life is over. Those that take milliseconds never cost it a look.
+	overAfter = 100 * time.Millisecond
+	// goneLook is how often a CONNECT that waits looks whether its client is there.
+	goneLook = 50 * time.Millisecond
+)
+
+// errGone: the client has closed the connection that waits for the session. It may
+// have the session over another one by now, so nothing is taken for this one.
+var errGone = fmt.Errorf("%w: the client has gone", herald.ErrUnavailable)
+
+// ownerOf tells who has a claim.
+func ownerOf(c persistence.Claim) bridge.Peer {
+	return bridge.Peer{Node: c.Owner, Incarnation: c.Life}
+}
+
+// secure claims the session of a client that has connected, before it is loaded. died
+// tells that what an earlier owner may still have in flight is to be sealed off, moved
+// that this node did not have the claim.
+func (e *Engine) secure(name string, ends bool, gone func() bool) (died, moved bool, err error) {
+	if !e.nodes.on() {
+		return false, false, nil
+	}
+	k := ownerKey{persistence.Client, name}
+	moved = !e.owners.owns(k)
+	if !e.nodes.Valid() {
+		return false, false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
+	}
+	began := time.Now()
+	if died, err = e.claim(e.life, k, ends, gone); err != nil {
+		if !errors.Is(err, errGone) {
+			e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
+		}
+		return false, false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
+	}
+	if died {
+		e.owners.unseal(name)
+	}
+	return e.owners.isUnsealed(name), moved, nil
+}
+
+// claim makes this node the owner of a session, which it wants to go on with, or to
+// end; died tells that the last owner's life had ended without its giving it up. It
+// takes nothing from another node once gone says that nobody waits for it any more;
+// nil never does. The caller has the name's lock.
+func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() bool) (died bool, err error) {
+	n := &e.nodes
+	if !n.on() || e.owners.owns(k) {
+		return false, nil
+	}
+	if gone == nil {
+		gone = func() bool { return false }
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimWait)
+	defer cancel()
+	a := asking{e: e, k: k, ends: ends, gone: gone, wait: askFirst}
+	defer e.owners.unwant(k)
+	for {
+		old, err := n.store.Claimed(ctx, k.kind, k.name)
+		if err != nil {
+			return false, err
+		}
+		last := ownerOf(old)
+		switch {
+		case last == n.self: // it was given to us
+			e.owners.set(k, old)
+			return died, nil
+		case old.Epoch == 0:
+		case gone():
+			return false, errGone
+		case n.Live(last):
+			epoch, err := a.ask(ctx, old)
+			if err != nil {
+				return false, err
+			}
+			if epoch == 0 {
+				continue // the store knows
+			}
+			e.owners.set(k, persistence.Claim{Owner: n.self.Node, Life: n.self.Incarnation, Epoch: epoch})
+			return died, nil
+		default:
+			if _, _, err := e.await(ctx, last, nil, 0, 2*claimWait, gone); err != nil {
+				return false, fmt.Errorf("waiting for the end of node %d/%d: %w", last.Node, last.Incarnation, err)
+			}
+			died = true
+		}
+		now, won, err := n.store.Claim(ctx, k.kind, k.name, old, n.self.Node, n.self.Incarnation)
+		if err != nil {
+			return false, err
+		}
+		if won {
+			e.owners.set(k, now)
+			return died, nil
+		}
+	}
+}
+
+// asking is one claim's way from its owner, who is asked again and again.
+type asking struct {
+	e    *Engine
+	k    ownerKey
+	ends bool
+	gone func() bool
+
+	failed persistence.Claim // the owner of this one was asked, and could not give it up
+	wait   time.Duration     // until it is asked again
+}
+
+// later is how long to wait this time.
+func (a *asking) later() time.Duration {
+	d := a.wait
+	a.wait = min(2*a.wait, askAgain)
+	return d
+}
+
+// ask asks the owner of a claim for it and returns when it has answered, or may have:
+// the epoch under which the claim is this node's, or 0 if the store has to be asked.
+func (a *asking) ask(ctx context.Context, old persistence.Claim) (epoch uint64, err error) {
+	e, p := a.e, a.e.meet(ownerOf(old))
+	if a.failed == old {
+		if _, _, err := e.await(ctx, p.Peer, nil, overAfter, a.later(), a.gone); err != nil {
+			return 0, a.refused(p, err)
+		}
+		if !e.nodes.Live(p.Peer) {
+			return 0, nil
+		}
+	}
+	request, answer := e.owners.ask()
+	defer e.owners.asked(request)
+	again, sent := askAgain, e.nodes.Available()
+	if sent {
+		p.send(appendRelease(nil, request, a.k.kind, a.ends, old.Epoch, a.k.name), nil, 0)
+	} else {
+		again = a.later()
+		e.owners.want(a.k, p.Peer)
+		e.nodes.BeatNow()
+	}
+	epoch, answered, err := e.await(ctx, p.Peer, answer, overAfter, again, a.gone)
+	if err != nil {
+		if sent {
+			p.send(appendWithdraw(nil, request), nil, 0)
+		}
+		return 0, a.refused(p, err)
+	}
+	if answered && epoch == 0 {
+		a.failed = old // else the claim has changed
+	}
+	return epoch, nil
+}
+
+func (a *asking) refused(p *peer, err error) error {
+	if errors.Is(err, errGone) {
+		return err
+	}
+	return fmt.Errorf("%w: node %d/%d does not give the session up: %w", herald.ErrUnavailable, p.Node, p.Incarnation, err)
+}
+
+// await waits until an answer has come, or again has passed, or the life of p is over,
+// for which it looks when look has passed. It returns errGone as soon as gone says so.
+func (e *Engine) await(ctx context.Context, p bridge.Peer, answer <-chan uint64, look, again time.Duration, gone func() bool) (epoch uint64, answered bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := make(chan error, 1)
+	looking := time.AfterFunc(look, func() { over <- e.nodes.Over(ctx, p) })
+	defer looking.Stop()
+	end := time.NewTimer(again)
+	defer end.Stop()
+	tick := time.NewTicker(goneLook)
+	defer tick.Stop()
+	for {
+		select {
+		case epoch := <-answer:
+			return epoch, true, nil
+		case err := <-over:
+			return 0, false, err
+		case <-end.C:
+			return 0, false, nil
+		case <-tick.C:
+			if gone() {
+				return 0, false, errGone
+			}
+		case <-ctx.Done():
+			return 0, false, ctx.Err()
+		}
+	}
+}

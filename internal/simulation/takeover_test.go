@@ -1,0 +1,133 @@
+package simulation
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// twoNodes is two nodes of a fleet, both of which serve, without any of its clients.
+func twoNodes(t *testing.T) (f *Fleet, a, b *node) {
+	f = newFleet(1, FleetOptions{})
+	f.nodes, f.w.clients = f.nodes[:2], nil
+	for _, n := range f.nodes {
+		n.ahead = 0
+		n.start()
+	}
+	for _, n := range f.nodes {
+		for !n.serves() {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	t.Cleanup(func() {
+		if err := f.db.wrong; err != nil {
+			t.Error(err)
+		}
+	})
+	return f, f.nodes[0], f.nodes[1]
+}
+
+// dials connects a client that has a lasting session.
+func (n *node) dials(name string, clean bool) *conn {
+	con := &wire.Connect{Version: herald.V5, ClientID: []byte(name), Clean: clean, Properties: connectProperties(1<<32-1, 100, 0)}
+	return newConn(n.now.engine.Load(), name, wire.AppendConnect(nil, con), 1<<20, n.now)
+}
+
+// packets waits for what comes, within a time.
+func (c *conn) packets(t *testing.T, within time.Duration) []packet {
+	t.Helper()
+	for began := time.Now(); c.pending.Load() == 0 && time.Since(began) < within; {
+		time.Sleep(time.Millisecond)
+	}
+	all, err := parse(c.read(1000), herald.V5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// connected waits for CONNACK and tells whether the session was there.
+func (c *conn) connected(t *testing.T) (present bool) {
+	t.Helper()
+	all := c.packets(t, 20*time.Second)
+	if len(all) == 0 || all[0].kind != wire.TypeConnack || all[0].reason != 0 {
+		t.Fatalf("%s gets %+v, want CONNACK", c.name, all)
+	}
+	return all[0].present
+}
+
+// A CONNECT that waited until its client had gone takes nothing away from the
+// connection that the client has made meanwhile, least of all its session.
+func TestConnectOfAClientThatHasGone(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b := twoNodes(t)
+		defer f.stop()
+		first := a.dials("c", false)
+		first.connected(t)
+
+		// It asks a node that does not answer, and is given up.
+		gate := make(chan struct{})
+		a.mu.Lock()
+		a.gate = gate
+		a.mu.Unlock()
+		waiting := b.dials("c", true)
+		time.Sleep(time.Second)
+		waiting.hangUp()
+		select {
+		case <-waiting.end:
+		case <-time.After(time.Second):
+			t.Error("it goes on waiting for nobody")
+		}
+		a.mu.Lock()
+		a.gate = nil
+		a.mu.Unlock()
+		close(gate)
+		time.Sleep(5 * time.Second)
+		if first.closed() {
+			t.Error("the newer connection was closed")
+		}
+		if _, err := b.now.store.Session(context.Background(), persistence.Client, "c"); err != nil {
+			t.Errorf("the session: %v", err)
+		}
+
+		// It has the claim, and ends before it has deleted anything.
+		again := b.dials("c", false)
+		if !again.connected(t) {
+			t.Error("the session is not there")
+		}
+		again.hangUp()
+		<-again.end
+	})
+}
+
+// What it costs that the owner of a session has just left: less than asking it again.
+func TestTakeOverFromANodeThatLeaves(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b := twoNodes(t)
+		defer f.stop()
+		first := a.dials("c", false)
+		first.connected(t)
+		first.hangUp()
+		<-first.end
+		if err := a.leave(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		now := b.dials("c", false)
+		if !now.connected(t) {
+			t.Error("the session is not there")
+		}
+		took := time.Since(began)
+		t.Logf("it took %v", took)
+		if took > 1300*time.Millisecond { // the next reading of the rows
+			t.Errorf("it took %v", took)
+		}
+	})
+}
