@@ -192,8 +192,17 @@ func (b *Broker) build() error {
 func (b *Broker) Run(ctx context.Context) error {
 	if err := b.start(ctx); err != nil {
 		b.unbind()
-		if b.cluster != nil {
-			b.cluster.abandon()
+		if c := b.cluster; c != nil {
+			if c.isLost() {
+				err = errors.Join(ErrLost, err)
+			}
+			b.engine.Halt()
+			c.abandon()
+			if c.begun {
+				at, cancel := context.WithCancel(context.Background())
+				cancel()
+				b.engine.Stop(at)
+			}
 		}
 		return errors.Join(err, b.store.Close())
 	}
@@ -240,7 +249,7 @@ func (b *Broker) start(ctx context.Context) error {
 		return err
 	}
 	if b.cluster != nil {
-		if err := b.cluster.finish(); err != nil {
+		if err := b.cluster.finish(ctx); err != nil {
 			return err
 		}
 	}

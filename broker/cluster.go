@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,8 +28,9 @@ var ErrLost = errors.New("declared dead by the other nodes")
 //
 // A life begins like this: the store is opened, membership takes the node's number,
 // the engine is made, the bridge opened; every live node has to have met this one
-// and its routes be applied here; then the engine reads the subscriptions, and the
-// listeners open.
+// and its routes be applied here; then the engine reads the subscriptions and finishes
+// what this life owes. When nothing is left that any dead node had begun, the listeners
+// open.
 type cluster struct {
 	cfg   config.Config
 	log   *zap.Logger
@@ -43,9 +43,6 @@ type cluster struct {
 	bridge atomic.Pointer[bridge.Bridge]
 	lost   chan struct{} // closed when this life was declared dead
 	begun  bool          // the engine was started; owned by who runs the node
-
-	mu    sync.Mutex           // guards below
-	death []persistence.Member // to be finished by the engine, when there is one
 }
 
 var (
@@ -162,26 +159,28 @@ func (c *cluster) ready(ctx context.Context) error {
 	return b.Ready(ctx)
 }
 
-// finish sees to what was found dead before there was an engine.
-func (c *cluster) finish() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for len(c.death) > 0 {
-		if err := c.engine.Load().Died(c.death[0]); err != nil {
+// finish carries out what this life owes, and waits until the others have carried out
+// what else dead nodes had begun: what was published before all of them died comes
+// before what is published from now on.
+func (c *cluster) finish(ctx context.Context) error {
+	if m, owes := c.member.Owes(); owes {
+		if err := c.engine.Load().Died(m); err != nil {
 			return err
 		}
-		c.death = c.death[1:]
+		c.member.Paid()
 	}
-	return nil
+	told := time.AfterFunc(clearTold, func() { c.log.Warn("waiting until what dead nodes had begun is finished") })
+	defer told.Stop()
+	return c.member.Clear(ctx)
 }
+
+// clearTold is after how long the log says what a start waits for.
+const clearTold = 10 * time.Second
 
 // abandon ends a life that could not be begun. If there is nothing that it owes the
 // others, they need not wait for its death.
 func (c *cluster) abandon() {
-	c.mu.Lock()
-	owes := c.begun || len(c.death) > 0
-	c.mu.Unlock()
-	if owes {
+	if _, owes := c.member.Owes(); c.begun || owes {
 		c.close()
 		return
 	}
@@ -250,16 +249,7 @@ func (c *cluster) Died(m persistence.Member) error {
 	if e := c.engine.Load(); e != nil {
 		return e.Died(m)
 	}
-	// Before its own life began, which is when nobody else is there.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if err := c.store.Finish(ctx, m); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.death = append(c.death, m)
-	return nil
+	return fmt.Errorf("%w: starting", herald.ErrUnavailable)
 }
 
 func (c *cluster) Finished(m persistence.Member) error {
@@ -271,6 +261,15 @@ func (c *cluster) Finished(m persistence.Member) error {
 
 func (c *cluster) Lost() {
 	close(c.lost)
+}
+
+func (c *cluster) isLost() bool {
+	select {
+	case <-c.lost:
+		return true
+	default:
+		return false
+	}
 }
 
 // Of engine.Cluster.

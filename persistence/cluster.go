@@ -25,6 +25,11 @@ type Cluster interface {
 	// is certain that it is nobody's calls Bury and Finish, and again.
 	// From then on the store uses the node's number (message IDs, intents).
 	Join(ctx context.Context, name string, status []byte) (Member, error)
+	// Succeed is Join for the name of m, a life that is Dead, for which the caller has
+	// called Finish: the next life takes its number over at once, and what else m had
+	// begun is for it to finish; its status says so. [herald.ErrInUse] if the row is
+	// not m's any more, or m is not Dead.
+	Succeed(ctx context.Context, m Member, status []byte) (Member, error)
 	// Beat renews the row of a life: status is replaced and Beat rises by one, if
 	// the row is Live, of this life, and has m.Beat. ok false: it is not, and never
 	// will be again; an error tells nothing, and the same Beat may be tried again.

@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +14,9 @@ import (
 
 // Join begins a life of the node called o.Name. It waits until the former one is
 // over: a row that is Live is watched for a lease, and if it beats the name is taken
-// ([herald.ErrInUse]); else the life is declared dead and finished, by the others if
-// there are any. While the store is away it waits for it, until ctx ends.
+// ([herald.ErrInUse]); else the life is declared dead and finished by the others. If
+// there are none, this life goes on in its place, and owes what it had begun: see
+// [Node.Owes]. While the store is away it waits for it, until ctx ends.
 //
 // The lease runs from here on: [Node.Start] is to be called within it. A second Join
 // of a life that was lost may be made with the same options.
@@ -91,20 +93,20 @@ func (j *joining) step(ctx context.Context) (again time.Duration, err error) {
 			return soon, fmt.Errorf("declaring the life before dead: %w", err)
 		}
 		return time.Millisecond, nil
-	case moveFinish:
-		if err := j.o.Handler.Died(own); err != nil {
-			return soon, fmt.Errorf("%w: %w", errFinish, err)
-		}
-		if _, err := j.o.Store.Change(ctx, own, persistence.Dead, persistence.Finished); err != nil {
-			return soon, fmt.Errorf("noting that the life before is finished: %w", err)
-		}
-		return time.Millisecond, nil
-	case moveJoin:
+	case moveJoin, moveSucceed:
 		if j.clocks && j.ahead > j.o.MaxSkew {
 			return soon, fmt.Errorf("%w: %s ahead of the other nodes, %s is allowed",
 				ErrClock, j.ahead.Round(time.Millisecond), j.o.MaxSkew)
 		}
-		return j.take(bound, rows, soon)
+		if what == moveJoin {
+			return j.take(bound, rows, persistence.Member{}, soon)
+		}
+		if err := j.o.Store.Finish(ctx, own); err != nil {
+			return soon, fmt.Errorf("%w: %w", errFinish, err)
+		}
+		bound, cancel := context.WithTimeout(ctx, j.o.Lease)
+		defer cancel()
+		return j.take(bound, rows, own, soon)
 	}
 	return soon, nil
 }
@@ -129,8 +131,8 @@ func (j *joining) compare(before time.Time, now time.Duration, rows []persistenc
 	}
 }
 
-// take begins the life.
-func (j *joining) take(ctx context.Context, rows []persistence.Member, soon time.Duration) (time.Duration, error) {
+// take begins the life, in the place of former if that is a life.
+func (j *joining) take(ctx context.Context, rows []persistence.Member, former persistence.Member, soon time.Duration) (time.Duration, error) {
 	n := j.Node
 	looked := make(map[uint16]uint64, len(rows))
 	for _, row := range rows {
@@ -143,10 +145,19 @@ func (j *joining) take(ctx context.Context, rows []persistence.Member, soon time
 	v := &view{looked: looked}
 	v.rows, v.peers = rows, n.peersIn(rows, -1)
 	status := Status{Clock: herald.IDAt(n.o.Now().UnixMilli())}
+	if former.Life != 0 {
+		v.owes = cmp.Or(owedBy(former), former.Life)
+	}
 	n.complete(&status, v)
 
 	joined := n.now()
-	self, err := n.o.Store.Join(ctx, n.o.Name, status.encode())
+	var self persistence.Member
+	var err error
+	if former.Life != 0 {
+		self, err = n.o.Store.Succeed(ctx, former, status.encode())
+	} else {
+		self, err = n.o.Store.Join(ctx, n.o.Name, status.encode())
+	}
 	if errors.Is(err, herald.ErrInUse) && j.strange < 3 {
 		j.strange++ // somebody was faster: the rows will tell
 		return soon, nil
@@ -155,7 +166,7 @@ func (j *joining) take(ctx context.Context, rows []persistence.Member, soon time
 		return soon, err
 	}
 	n.self = self
-	n.machine = newMachine(n.o.timing(), self, joined, looked)
+	n.machine = newMachine(n.o.timing(), self, joined, looked, v.owes)
 	n.until.Store(int64(n.machine.until()))
 	n.view.Store(v)
 	n.publish()

@@ -74,14 +74,21 @@ func TestJoinAfterCrash(t *testing.T) {
 				if !again.Valid() || again.Self().Life != a.Self().Life+1 || again.Self().Node != a.Self().Node {
 					t.Errorf("joined as %+v", again.Self())
 				}
-				by := again
-				if c.others {
-					by = b
-				}
-				if died, _, _ := by.count(); died != 1 {
-					t.Errorf("finished %d times", died)
+				m, owes := again.Owes()
+				if owes == c.others || m.Node != a.Self().Node || m.Life != a.Self().Life {
+					t.Errorf("owes what %+v had begun: %v", m, owes)
 				}
 				again.Start()
+				if c.others {
+					if died, _, _ := b.count(); died != 1 {
+						t.Errorf("finished %d times", died)
+					}
+				} else {
+					if err := settled(t, again, a.Self().Node, a.Self().Life, 10*beat); err == nil {
+						t.Error("settled, and nobody has finished it")
+					}
+					again.Paid()
+				}
 				if err := settled(t, again, a.Self().Node, a.Self().Life, 2*beat); err != nil {
 					t.Error(err)
 				}
@@ -90,8 +97,8 @@ func TestJoinAfterCrash(t *testing.T) {
 	}
 }
 
-// All processes died at once. The first one back finishes what was its own, and then
-// the others.
+// All processes died at once. The first one back finishes what was its own, and what
+// was the others'.
 func TestWholeClusterDied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var rows membershiptest.Rows
@@ -114,6 +121,7 @@ func TestWholeClusterDied(t *testing.T) {
 		}
 		again.Start()
 		t.Cleanup(again.Close)
+		again.Paid()
 		for _, p := range []*process{a, b, c} {
 			if err := settled(t, again, p.Self().Node, p.Self().Life, lease+5*beat); err != nil {
 				t.Error(err)

@@ -69,8 +69,20 @@ type machine struct {
 	looked map[uint16]uint64
 	look0  map[uint16]time.Duration // not to be tried before
 	met    map[uint16]uint64        // newest lives that Handler.Peers was told of
+	owes   uint64                   // Status.Owes
+	paying payment                  // when that is 0
 	told   []persistence.Member     // what it is being told of
 }
+
+// payment is how far one is of which the others are to know: like a death it is looked
+// at with a reading that begins after it, since it shows whoever was there before.
+type payment byte
+
+const (
+	payNone payment = iota
+	payMade
+	payRead // a reading has begun
+)
 
 // death is a dead life that is not finished.
 type death struct {
@@ -80,12 +92,15 @@ type death struct {
 	next  time.Duration // not to be tried before
 }
 
-func newMachine(t timing, self persistence.Member, joined time.Duration, looked map[uint16]uint64) *machine {
+func newMachine(t timing, self persistence.Member, joined time.Duration, looked map[uint16]uint64, owes uint64) *machine {
 	looked[self.Node] = self.Life - 1 // whoever had the number before is over
+	if owes != 0 {
+		looked[self.Node] = owes - 1
+	}
 	return &machine{
 		timing: t, self: self, lease0: joined, looked: looked, lastBeat: joined, nextBeat: joined, nextRead: joined,
 		buried: map[uint16]bool{}, deaths: map[uint16]*death{}, look0: map[uint16]time.Duration{},
-		met: map[uint16]uint64{},
+		met: map[uint16]uint64{}, owes: owes,
 	}
 }
 
@@ -106,6 +121,15 @@ func (m *machine) beatNow(now time.Duration) {
 
 // readNow has the next reading brought forward.
 func (m *machine) readNow(now time.Duration) { m.nextRead = min(m.nextRead, now) }
+
+// paid: what this life owes is finished.
+func (m *machine) paid(now time.Duration) {
+	if m.owes != 0 {
+		m.owes, m.paying, m.copied = 0, payMade, false
+		m.beatNow(now)
+		m.readNow(now)
+	}
+}
 
 // next is when tick is to be called if nothing happens before.
 func (m *machine) next(now time.Duration) time.Duration {
@@ -144,6 +168,9 @@ func (m *machine) tick(now time.Duration) []effect {
 		m.nextRead = now + m.beat
 		if m.eager {
 			m.nextRead = now + m.beat/2
+		}
+		if m.paying == payMade {
+			m.paying = payRead
 		}
 		do(opRead, persistence.Member{})
 	}
@@ -202,6 +229,9 @@ func (m *machine) rank() int {
 func over(row persistence.Member) uint64 {
 	if row.State == persistence.Finished {
 		return row.Life
+	}
+	if owes := owedBy(row); owes != 0 {
+		return min(owes, row.Life) - 1
 	}
 	return max(row.Life, 1) - 1
 }
@@ -278,6 +308,9 @@ func (m *machine) beaten(now time.Duration, r result) {
 
 func (m *machine) read(now time.Duration, r result) {
 	if r.err != nil {
+		if m.paying == payRead {
+			m.paying = payMade
+		}
 		m.watch.restart()
 		m.nextRead = max(m.nextRead, now+m.beat/4)
 		return
@@ -286,6 +319,10 @@ func (m *machine) read(now time.Duration, r result) {
 		m.watch.restart()
 	}
 	m.everRead, m.lastRead = true, now
+	if m.paying == payRead {
+		m.paying, m.looked[m.self.Node], m.copied = payNone, m.self.Life-1, false
+		m.beatNow(now)
+	}
 	slices.SortFunc(r.rows, func(a, b persistence.Member) int { return cmp.Compare(a.Node, b.Node) })
 	m.rows = r.rows
 	m.watch.see(now, m.rows)

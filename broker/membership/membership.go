@@ -57,8 +57,8 @@ type Handler interface {
 	Peers(live []Peer)
 	// Died: this node is to finish what m had begun. It may be called on several nodes
 	// at once, and again after it has succeeded. On nil the row becomes Finished, after
-	// an error it is tried again. m is as read, Dead. [Join] calls it too, when nobody
-	// else is there, for the life before its own: before it returns, that is.
+	// an error it is tried again. m is as read, Dead. Lives of m.Node before m.Life may
+	// have left something too, which is to be finished with it.
 	Died(m persistence.Member) error
 	// Finished: look at the inboxes of the sessions here once, for the lives of m.Node
 	// up to m.Life. On nil it is noted in Looked and beaten at once, after an error it
@@ -131,6 +131,7 @@ type Node struct {
 	waiters atomic.Int32 // that want to know what others do
 	wake    chan struct{}
 	beat    atomic.Bool // BeatNow was called
+	paid    atomic.Bool // Paid was
 	results chan result
 
 	machine *machine // owned by run; by Leave when run has ended
@@ -179,11 +180,30 @@ func (n *Node) poke() {
 	}
 }
 
-// Leave ends this life by itself: whatever it had begun must have been finished, and
-// nothing be under way. Others count it as over at once. After an error it is not
+// Owes returns the life before this one, if that was nobody's to finish: what it had
+// begun, and lives of its number before it, is to be finished by this one before its
+// sessions are served. Its intents ([persistence.Cluster.Finish]) are.
+func (n *Node) Owes() (m persistence.Member, owes bool) {
+	m = n.self
+	m.Life--
+	m.State, m.Beat, m.Status = persistence.Dead, 0, nil
+	return m, n.view.Load().owes != 0
+}
+
+// Paid notes that what this life owed is finished, and tells the others.
+func (n *Node) Paid() {
+	n.paid.Store(true)
+	n.poke()
+}
+
+// Leave ends this life by itself: whatever it had begun, or owed, must have been
+// finished, and nothing be under way. Others count it as over at once. After an error it is not
 // certain, and they may find it dead. In any case this node has stopped.
 func (n *Node) Leave(ctx context.Context) error {
 	n.Close()
+	if _, owes := n.Owes(); owes && !n.paid.Load() {
+		return errors.New("membership: leaving: it has not finished what it owes, and will be found dead")
+	}
 	m := n.machine.self
 	for {
 		ok, err := n.o.Store.Change(ctx, m, persistence.Live, persistence.Left)

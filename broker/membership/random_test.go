@@ -84,11 +84,43 @@ func (w *world) changed(m persistence.Member) {
 		if !w.finished[l] {
 			w.fail("%v is Finished before Died has returned", l)
 		}
-		w.at[l] = time.Now()
+		w.overLocked(l)
 	case persistence.Left:
 		w.at[l] = time.Now()
 	}
 	w.checkLocked()
+}
+
+// overLocked: nothing of a life is left to be finished, nor of those before it.
+func (w *world) overLocked(of life) {
+	for l := range w.state {
+		if l.node == of.node && l.life <= of.life && w.at[l].IsZero() {
+			w.at[l] = time.Now()
+		}
+	}
+}
+
+// pay finishes what a life owes.
+func (u *unit) pay(n *membership.Node) {
+	m, owes := n.Owes()
+	if !owes {
+		return
+	}
+	for u.think(m) != nil {
+		time.Sleep(beat)
+	}
+	u.w.mu.Lock()
+	defer u.w.mu.Unlock()
+	l := life{m.Node, m.Life}
+	if u.gone || u.w.state[life{m.Node, m.Life + 1}] != persistence.Live {
+		return
+	}
+	if s := u.w.state[l]; s != persistence.Dead {
+		u.w.fail("%v is owed, which is %d", l, s)
+	}
+	u.w.overLocked(l)
+	u.looked[l.node] = l.life
+	n.Paid()
 }
 
 // checkLocked: whoever is valid is Live, and nobody else has its name or number.
@@ -207,6 +239,7 @@ func (w *world) launch(name int, former persistence.Member) {
 		}
 		u.node = n
 		n.Start()
+		w.running.Go(func() { u.pay(n) })
 	})
 }
 

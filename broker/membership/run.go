@@ -32,6 +32,9 @@ func (n *Node) run() {
 			if n.beat.Swap(false) {
 				n.machine.beatNow(now)
 			}
+			if n.paid.Load() {
+				n.machine.paid(now)
+			}
 		case <-timer.C:
 		}
 	}
@@ -117,5 +120,5 @@ func (n *Node) perform(e effect, v *view) result {
 
 // complete fills in what membership says.
 func (n *Node) complete(s *Status, v *view) {
-	s.Looked, s.Met, s.Address, s.Version = v.looked, v.met, n.o.Address, statusVersion
+	s.Looked, s.Met, s.Owes, s.Address, s.Version = v.looked, v.met, v.owes, n.o.Address, statusVersion
 }

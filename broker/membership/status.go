@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence"
 )
 
 // Status is what a node says of itself, in its row.
@@ -16,7 +17,10 @@ type Status struct {
 	Clock herald.ID
 	// Closed: nothing at or below will be committed by this node any more. 0: it has
 	// not said so of anything yet.
-	Closed  herald.ID
+	Closed herald.ID
+	// Owes: what the lives of this number from this one on had begun, up to the one
+	// before its own, this life is still finishing. 0: nothing.
+	Owes    uint64
 	Bridge  bool   // it reaches Redis
 	Address string // what a client is told as server reference; may be empty
 	// Looked tells for each node up to which of its lives this node has looked at its
@@ -44,7 +48,7 @@ type Want struct {
 
 // The layout, numbers in big-endian order:
 //
-//	version 1 | flags 1 | clock 8 | closed 8 | length of address 1 | address
+//	version 1 | flags 1 | clock 8 | closed 8 | owes 8 | length of address 1 | address
 //	| looked: count 2, each node 2, life 8
 //	| met: the same
 //	| covered: count 2, each node 2, ID 8
@@ -56,7 +60,7 @@ const (
 	maxAddress    = 255
 	maxWanted     = 32
 	maxName       = 512
-	maxStatus     = 21 + maxAddress + 3*(2+10*(herald.MaxNode+1)) + maxWanted*(4+maxName)
+	maxStatus     = 29 + maxAddress + 3*(2+10*(herald.MaxNode+1)) + maxWanted*(4+maxName)
 
 	flagBridge  = 1
 	flagLeaving = 2
@@ -73,10 +77,11 @@ func (s Status) encode() []byte {
 	if s.Leaving {
 		flags |= flagLeaving
 	}
-	b := make([]byte, 0, 25+len(address)+10*(len(s.Looked)+len(s.Met)+len(s.Covered)))
+	b := make([]byte, 0, 33+len(address)+10*(len(s.Looked)+len(s.Met)+len(s.Covered)))
 	b = append(b, statusVersion, flags)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.Clock))
 	b = binary.BigEndian.AppendUint64(b, uint64(s.Closed))
+	b = binary.BigEndian.AppendUint64(b, s.Owes)
 	b = append(b, byte(len(address)))
 	b = append(b, address...)
 	b = appendNodes(b, s.Looked)
@@ -129,6 +134,7 @@ func decodeStatus(b []byte) (Status, error) {
 	flags := r.byte()
 	s.Bridge, s.Leaving = flags&flagBridge != 0, flags&flagLeaving != 0
 	s.Clock, s.Closed = herald.ID(r.uint64()), herald.ID(r.uint64())
+	s.Owes = r.uint64()
 	s.Address = string(r.take(int(r.byte())))
 	s.Looked = readNodes[uint64](&r)
 	s.Met = readNodes[uint64](&r)
@@ -143,6 +149,14 @@ func decodeStatus(b []byte) (Status, error) {
 		return Status{}, fmt.Errorf("membership: status: %w", herald.ErrCorrupt)
 	}
 	return s, nil
+}
+
+// owedBy is Status.Owes of a row that is not over.
+func owedBy(row persistence.Member) uint64 {
+	if b := row.Status; len(b) >= 26 && b[0] == statusVersion && (row.State == persistence.Live || row.State == persistence.Dead) {
+		return binary.BigEndian.Uint64(b[18:])
+	}
+	return 0
 }
 
 // reader takes fields off b. Once there was too little, all that follows is zero.

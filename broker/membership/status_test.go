@@ -12,7 +12,7 @@ import (
 
 func someStatus() Status {
 	return Status{
-		Clock: 1 << 40, Closed: 1<<40 - 7, Bridge: true, Address: "mqtt.example.org:1883", Leaving: true, Version: statusVersion,
+		Clock: 1 << 40, Closed: 1<<40 - 7, Owes: 5, Bridge: true, Address: "mqtt.example.org:1883", Leaving: true, Version: statusVersion,
 		Looked:  map[uint16]uint64{0: 3, 7: 0, herald.MaxNode: 1 << 63},
 		Met:     map[uint16]uint64{1: 1},
 		Covered: map[uint16]herald.ID{2: 99, 5: 1},

@@ -19,6 +19,7 @@ type view struct {
 	peers  []Peer // the live others, by node
 	looked map[uint16]uint64
 	met    map[uint16]uint64
+	owes   uint64 // Status.Owes
 }
 
 // publish makes a new view if there is something new.
@@ -30,7 +31,7 @@ func (n *Node) publish() {
 	}
 	v := *old
 	if !m.copied {
-		v.looked, v.met, m.copied = maps.Clone(m.looked), maps.Clone(m.met), true
+		v.looked, v.met, v.owes, m.copied = maps.Clone(m.looked), maps.Clone(m.met), m.owes, true
 	}
 	if fresh {
 		v.rows, v.peers = m.rows, n.peersIn(m.rows, int(n.self.Node))
@@ -122,6 +123,29 @@ func (n *Node) Settled(ctx context.Context, node uint16, life uint64) error {
 	return nil
 }
 
+// Clear waits until everything is settled that lives had begun which were dead when
+// it was called: those of this number before this one, and all that were declared dead.
+// What they owe comes before what is published from then on, if nobody else serves.
+func (n *Node) Clear(ctx context.Context) error {
+	v := n.view.Load()
+	need := map[uint16]uint64{n.self.Node: n.self.Life - 1}
+	for _, row := range v.rows {
+		switch {
+		case row.Node == n.self.Node:
+		case row.State == persistence.Dead:
+			need[row.Node] = row.Life
+		case owedBy(row) != 0:
+			need[row.Node] = row.Life - 1
+		}
+	}
+	for node, life := range need {
+		if err := n.Settled(ctx, node, life); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Known waits until the handler of every live node was told that this one is live:
 // from then on each counts it in before it decides anything for all. What their
 // clocks had reached when they wrote so stands in [Node.Peers] afterwards.
@@ -157,7 +181,9 @@ func (n *Node) await(ctx context.Context, is func(*view) bool) error {
 }
 
 // settled judges by one reading: a node that is not in it has joined after it, hence
-// after that life was over, and had no sessions then.
+// after that life was over, and had no sessions then. One that died before it had
+// looked may have been finishing that life: what it still has in flight is harmless
+// when it is Finished itself, since its clock is known from then on.
 func (v *view) settled(self, node uint16, life uint64) bool {
 	if life == 0 {
 		return true
@@ -174,8 +200,15 @@ func (v *view) settled(self, node uint16, life uint64) bool {
 			return false
 		}
 	}
-	return v.looked[node] >= life && !slices.ContainsFunc(v.peers, func(p Peer) bool {
-		return p.Status.Looked[node] < life
+	if v.looked[node] < life || slices.ContainsFunc(v.peers, func(p Peer) bool { return p.Status.Looked[node] < life }) {
+		return false
+	}
+	return !slices.ContainsFunc(v.rows, func(m persistence.Member) bool {
+		if m.State != persistence.Dead {
+			return false
+		}
+		s, err := decodeStatus(m.Status)
+		return err != nil || s.Looked[node] < life
 	})
 }
 

@@ -87,11 +87,11 @@ type candidate struct {
 type move byte
 
 const (
-	moveWait   move = iota // read again in a moment
-	moveJoin               // the name is free, as far as one can see
-	moveTaken              // somebody has it, and beats
-	moveBury               // change the row from Live to Dead
-	moveFinish             // do what others would do with the dead row, were they there
+	moveWait    move = iota // read again in a moment
+	moveJoin                // the name is free, as far as one can see
+	moveTaken               // somebody has it, and beats
+	moveBury                // change the row from Live to Dead
+	moveSucceed             // nobody is there to finish the dead row: go on in its place
 )
 
 // step takes a reading that ended at now.
@@ -119,13 +119,15 @@ func (c *candidate) step(now time.Duration, rows []persistence.Member) (move, pe
 		return moveWait, own
 	case persistence.Dead:
 		// It comes after all who are there, as if it had the highest number.
-		if c.watch.still(now, own) >= time.Duration(c.alive(now, rows))*c.lease {
-			return moveFinish, own
+		if c.watch.still(now, own) < time.Duration(c.alive(now, rows))*c.lease {
+			return moveWait, own
 		}
-		return moveWait, own
 	}
-	if !c.clocksKnown(now, rows) {
+	switch {
+	case !c.clocksKnown(now, rows):
 		return moveWait, own
+	case own.State == persistence.Dead:
+		return moveSucceed, own
 	}
 	return moveJoin, own
 }

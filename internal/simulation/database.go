@@ -31,6 +31,7 @@ type Database struct {
 	lives   map[uint16]uint64 // by node: runs of its process, for intents
 	clocks  map[uint16]int64  // by node: the highest timestamp that it gave out, or may have
 	ids     map[uint16]herald.ID
+	past    map[uint16]int64            // by node: clocks of lives before the one that its row shows
 	plans   map[int64]plan              // by run: what was found of a dead life
 	names   map[herald.SessionID]string // keys of clients' claims
 	wrong   error                       // a rule that was broken
@@ -115,7 +116,7 @@ type write struct {
 func NewDatabase(rng *rand.Rand, again int) *Database {
 	return &Database{
 		rng: rng, again: again, parts: map[place]*partition{}, claims: map[string]persistence.Claim{},
-		members: map[uint16]persistence.Member{}, lives: map[uint16]uint64{}, clocks: map[uint16]int64{}, ids: map[uint16]herald.ID{},
+		members: map[uint16]persistence.Member{}, lives: map[uint16]uint64{}, clocks: map[uint16]int64{}, ids: map[uint16]herald.ID{}, past: map[uint16]int64{},
 		plans: map[int64]plan{}, names: map[herald.SessionID]string{},
 	}
 }

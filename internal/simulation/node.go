@@ -47,7 +47,6 @@ type life struct {
 	mu      sync.Mutex // guards below
 	serving bool
 	conns   map[*conn]struct{}
-	death   []persistence.Member // to be finished by the engine, when there is one
 }
 
 var (
@@ -200,15 +199,14 @@ func (l *life) serve(former persistence.Member) error {
 }
 
 func (l *life) finish() error {
-	l.mu.Lock()
-	death := l.death
-	l.mu.Unlock()
-	for _, m := range death {
+	if m, owes := l.member.Owes(); owes {
+		l.n.f.logf("%s finishes what it owes of node %d/%d", l.n.name, m.Node, m.Life)
 		if err := l.engine.Load().Died(m); err != nil {
 			return err
 		}
+		l.member.Paid()
 	}
-	return nil
+	return l.member.Clear(l.ctx)
 }
 
 func peersOf(live []membership.Peer) []bridge.Peer {
@@ -364,13 +362,7 @@ func (l *life) Died(m persistence.Member) error {
 	if e := l.engine.Load(); e != nil {
 		return e.Died(m)
 	}
-	if err := l.store.Finish(l.ctx, m); err != nil {
-		return err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.death = append(l.death, m)
-	return nil
+	return errors.New("starting")
 }
 
 func (l *life) Finished(m persistence.Member) error {

@@ -106,6 +106,25 @@ func (s *Shared) Join(ctx context.Context, name string, status []byte) (m persis
 			m, ok = s.db.joinLocked(name, status)
 		}
 	})
+	return s.begins(m, ok, name, err)
+}
+
+// Succeed implements [persistence.Cluster].
+func (s *Shared) Succeed(ctx context.Context, of persistence.Member, status []byte) (m persistence.Member, err error) {
+	ok := false
+	err = s.act(ctx, func() {
+		m = s.db.members[of.Node]
+		if ok = m.Life == of.Life && m.State == persistence.Dead && (s.life == 0 || s.over); ok {
+			m.Life, m.State, m.Beat, m.Status = m.Life+1, persistence.Live, 1, slices.Clone(status)
+			s.db.members[of.Node] = m
+			s.db.past[of.Node] = s.db.clocks[of.Node]
+		}
+	})
+	return s.begins(m, ok, of.Name, err)
+}
+
+// begins begins the life that has joined, if it has.
+func (s *Shared) begins(m persistence.Member, ok bool, name string, err error) (persistence.Member, error) {
 	switch {
 	case err != nil:
 		return m, err
@@ -137,12 +156,14 @@ func (d *Database) joinLocked(name string, status []byte) (persistence.Member, b
 		}
 		m.Node, m.Life = n, old.Life+1
 		d.members[n] = m
+		d.past[n] = d.clocks[n]
 		return m, true
 	}
 	for n := range uint16(len(d.members)) {
 		if old := d.members[n]; len(d.members) > herald.MaxNode && over(old) {
 			m.Node, m.Life = n, old.Life+1
 			d.members[n] = m
+			d.past[n] = d.clocks[n]
 			return m, true
 		}
 	}
@@ -186,9 +207,12 @@ func (s *Shared) Members(ctx context.Context) (all []persistence.Member, err err
 			if s.life != 0 && m.Node == s.node && (m.Life != s.life || m.State != persistence.Live) {
 				s.over = true
 			}
-			if m.State != persistence.Live { // from now on this node's writes are newer
-				s.stamp = max(s.stamp, s.db.clocks[n]+1)
+			// From now on this node's writes are newer than those of lives that are over.
+			clock := s.db.past[n]
+			if m.State != persistence.Live {
+				clock = s.db.clocks[n]
 			}
+			s.stamp = max(s.stamp, clock+1)
 		}
 	})
 	return all, err

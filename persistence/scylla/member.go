@@ -24,10 +24,13 @@ import (
 const members int8 = 0
 
 var (
-	getMembers  = prepare(qb.Select("member").Columns("node", "joins", "life", "name", "state", "beat", "status", "clock", "proof").Where(qb.Eq("part")))
-	getPlan     = prepare(qb.Select("member").Columns("life", "state", "plan").Where(qb.Eq("part"), qb.Eq("node")))
-	countJoin   = prepare(qb.Update("member").Set("joins").Where(qb.Eq("part")).If(qb.EqNamed("joins", "old")))
-	putMember   = prepare(qb.Update("member").Set("life", "name", "state", "beat", "status", "clock", "plan", "proof").Where(qb.Eq("part"), qb.Eq("node")))
+	getMembers = prepare(qb.Select("member").Columns("node", "joins", "life", "name", "state", "beat", "status", "clock", "proof").Where(qb.Eq("part")))
+	getPlan    = prepare(qb.Select("member").Columns("life", "state", "plan").Where(qb.Eq("part"), qb.Eq("node")))
+	countJoin  = prepare(qb.Update("member").Set("joins").Where(qb.Eq("part")).If(qb.EqNamed("joins", "old")))
+	putMember  = prepare(qb.Update("member").Set("life", "name", "state", "beat", "status", "clock", "plan", "proof").Where(qb.Eq("part"), qb.Eq("node")))
+	// A condition on a column that the update sets needs a name of its own.
+	replaceMember = prepare(qb.Update("member").Set("life", "name", "state", "beat", "status", "clock", "plan", "proof").Where(qb.Eq("part"), qb.Eq("node")).
+			If(qb.EqNamed("life", "old"), qb.EqNamed("state", "from")))
 	beatMember  = prepare(qb.Update("member").Set("beat", "status", "proof").Where(qb.Eq("part"), qb.Eq("node")).If(qb.Eq("life"), qb.Eq("state"), qb.EqNamed("beat", "old")))
 	buryMember  = prepare(qb.Update("member").Set("state").Where(qb.Eq("part"), qb.Eq("node")).If(qb.Eq("life"), qb.EqNamed("state", "from"), qb.Eq("beat")))
 	leaveMember = prepare(qb.Update("member").Set("state", "clock").Where(qb.Eq("part"), qb.Eq("node")).If(qb.Eq("life"), qb.EqNamed("state", "from"), qb.Eq("beat")))
@@ -40,7 +43,7 @@ var _ persistence.Cluster = (*Store)(nil)
 // member is a row.
 type member struct {
 	persistence.Member
-	clock int64 // no timestamp of a life that is over is above it
+	clock int64 // no timestamp of a life that is over is above it, nor of those before
 	proof int64
 }
 
@@ -115,9 +118,7 @@ func (s *Store) members(ctx context.Context) (all []member, joins *int64, err er
 	lives := false
 	for i := range all {
 		m := &all[i]
-		if m.State == persistence.Finished || m.State == persistence.Left {
-			s.clock.saw(m.clock)
-		}
+		s.clock.saw(m.clock) // of one that is not over: that of the lives before it
 		lives = lives || own != nil && m.Node == own.node && m.Life == own.number && m.State == persistence.Live
 	}
 	if own != nil && !lives {
@@ -128,6 +129,25 @@ func (s *Store) members(ctx context.Context) (all []member, joins *int64, err er
 
 // Join implements [persistence.Cluster].
 func (s *Store) Join(ctx context.Context, name string, status []byte) (persistence.Member, error) {
+	return s.begins(ctx, persistence.Member{}, func(all []member) (member, error) { return successor(all, name) }, status)
+}
+
+// Succeed implements [persistence.Cluster].
+func (s *Store) Succeed(ctx context.Context, m persistence.Member, status []byte) (persistence.Member, error) {
+	return s.begins(ctx, m, func(all []member) (member, error) {
+		next, err := heir(all, m)
+		if err == nil { // of one that is Finished it stands in its own row
+			var clock int64
+			clock, _, _, err = s.nodeRow(ctx, m.Node)
+			next.clock = max(next.clock, clock)
+		}
+		return next, err
+	}, status)
+}
+
+// begins begins a life of the number that choose chooses, in the place of a dead one
+// unless that is zero.
+func (s *Store) begins(ctx context.Context, dead persistence.Member, choose func([]member) (member, error), status []byte) (persistence.Member, error) {
 	if !s.opts.Cluster {
 		return persistence.Member{}, fmt.Errorf("join: the store was opened for one node: %w", herald.ErrInUse)
 	}
@@ -147,7 +167,7 @@ func (s *Store) Join(ctx context.Context, name string, status []byte) (persisten
 	}
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	m, err := s.join(ctx, name, status)
+	m, err := s.join(ctx, dead, choose, status)
 	if err != nil {
 		return persistence.Member{}, s.joinFailed(ctx, err)
 	}
@@ -169,7 +189,7 @@ func (s *Store) joinFailed(ctx context.Context, err error) error {
 }
 
 // join takes a number.
-func (s *Store) join(ctx context.Context, name string, status []byte) (member, error) {
+func (s *Store) join(ctx context.Context, dead persistence.Member, choose func([]member) (member, error), status []byte) (member, error) {
 	proof := rand.Int64()
 	begun := mono()
 	var failed error
@@ -182,12 +202,12 @@ func (s *Store) join(ctx context.Context, name string, status []byte) (member, e
 				}
 			}
 			var next member
-			if next, err = successor(all, name); err != nil {
+			if next, err = choose(all); err != nil {
 				return next, err
 			}
 			next.State, next.Beat, next.Status, next.proof = persistence.Live, 1, status, proof
 			var ok bool
-			if ok, err = s.take(ctx, next, joins); ok {
+			if ok, err = s.take(ctx, next, dead, joins); ok {
 				return next, nil
 			}
 		}
@@ -236,19 +256,35 @@ func successor(all []member, name string) (member, error) {
 	return all[oldest].next(name), nil
 }
 
+// heir is the next life of one that is dead.
+func heir(all []member, of persistence.Member) (member, error) {
+	for i := range all {
+		if m := &all[i]; m.Node == of.Node && m.Life == of.Life && m.State == persistence.Dead {
+			return m.next(m.Name), nil
+		}
+	}
+	return member{}, fmt.Errorf("%w: node %d/%d is not to be succeeded", herald.ErrInUse, of.Node, of.Life)
+}
+
 func (m *member) next(name string) member {
 	return member{Member: persistence.Member{Node: m.Node, Life: m.Life + 1, Name: name}, clock: m.clock}
 }
 
-// take writes the row of a new life, unless another has joined meanwhile.
-func (s *Store) take(ctx context.Context, m member, joins *int64) (bool, error) {
+// take writes the row of a new life, unless another has joined meanwhile, or the dead
+// one in whose place it comes is not Dead any more.
+func (s *Store) take(ctx context.Context, m member, dead persistence.Member, joins *int64) (bool, error) {
 	count := int64(1)
 	if joins != nil {
 		count = *joins + 1
 	}
 	b := s.cql.Session.NewBatch(gocql.UnloggedBatch).WithContext(ctx).RetryPolicy(nil)
 	b.Query(countJoin.cql, count, members, joins)
-	b.Query(putMember.cql, int64(m.Life), m.Name, int8(m.State), int64(m.Beat), m.Status, m.clock, nil, m.proof, members, int32(m.Node))
+	args := []any{int64(m.Life), m.Name, int8(m.State), int64(m.Beat), m.Status, m.clock, nil, m.proof, members, int32(m.Node)}
+	if dead.Life == 0 {
+		b.Query(putMember.cql, args...)
+	} else {
+		b.Query(replaceMember.cql, append(args, int64(dead.Life), int8(persistence.Dead))...)
+	}
 	ok, iter, err := s.cql.Session.MapExecuteBatchCAS(b, map[string]any{})
 	if iter != nil {
 		err = errors.Join(err, iter.Close())

@@ -59,6 +59,51 @@ var memberTests = []clusterTest{
 			h.Fatalf("an old life beats: %v, %v", ok, err)
 		}
 	}},
+	{"a life that is dead is succeeded once, and never finished then", func(h *clusterHarness) {
+		a, b, c := h.join("a", 0), h.open(0), h.open(0)
+		m := a.self
+		refused := func(what string, n *node, of persistence.Member) {
+			h.Helper()
+			if _, err := n.Succeed(ctx, of, nil); !errors.Is(err, herald.ErrInUse) {
+				h.Fatalf("%s: %v, want %v", what, err, herald.ErrInUse)
+			}
+		}
+		refused("live", b, m)
+		b.change(m, persistence.Live, persistence.Dead)
+		h.noError("finish", b.Finish(ctx, m))
+		next, err := b.Succeed(ctx, m, []byte("owes"))
+		h.noError("succeed", err)
+		h.equal("next", []any{next.Node, next.Life, next.Name, next.State, string(next.Status)},
+			[]any{m.Node, m.Life + 1, "a", persistence.Live, "owes"})
+		b.self = next
+		refused("succeeded", c, m)
+		if ok, err := c.Change(ctx, m, persistence.Dead, persistence.Finished); ok || err != nil {
+			h.Fatalf("a life that was succeeded is finished: %v, %v", ok, err)
+		}
+		b.session() // it works
+
+		// Of one that is dead and one that finishes it one wins.
+		for range 10 {
+			c.change(b.self, persistence.Live, persistence.Dead)
+			h.noError("finish", c.Finish(ctx, b.self))
+			old := b.self
+			_, err := b.Members(ctx) // it learns that it was taken for dead
+			h.noError("members", err)
+			var wg sync.WaitGroup
+			var won bool
+			var late error
+			wg.Go(func() { won, err = c.Change(ctx, old, persistence.Dead, persistence.Finished) })
+			wg.Go(func() { b.self, late = b.Succeed(ctx, old, nil) })
+			wg.Wait()
+			h.noError("change", err)
+			if won != errors.Is(late, herald.ErrInUse) || !won && late != nil {
+				h.Fatalf("finished: %v, succeeded: %v", won, late)
+			}
+			if won {
+				b.join("a")
+			}
+		}
+	}},
 	{"nodes that join at the same moment get different numbers, and of one name one", func(h *clusterHarness) {
 		const nodes, rounds = 3, 50
 		all := make([]*node, nodes)

@@ -67,7 +67,7 @@ type Store struct {
 }
 
 // Faults has f say what becomes of each call from now on: of "join", "beat",
-// "members" or "change". f may be called by several goroutines at once.
+// "members", "change" or "finish". f may be called by several goroutines at once.
 func (s *Store) Faults(f func(op string) Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -185,6 +185,33 @@ func (s *Store) Join(ctx context.Context, name string, status []byte) (persisten
 		err = fmt.Errorf("node %q: %w", name, herald.ErrInUse)
 	}
 	return got.Member, err
+}
+
+// Succeed is [persistence.Cluster.Succeed].
+func (s *Store) Succeed(ctx context.Context, m persistence.Member, status []byte) (persistence.Member, error) {
+	got, err := do(ctx, s, "join", func(r *Rows) row {
+		at := r.at(m)
+		if at == nil || at.State != persistence.Dead {
+			return row{}
+		}
+		at.Life, at.State, at.Beat, at.Status = m.Life+1, persistence.Live, 1, slices.Clone(status)
+		r.changed(*at)
+		return row{*at, true}
+	})
+	if err == nil && !got.ok {
+		err = fmt.Errorf("node %q: %w", m.Name, herald.ErrInUse)
+	}
+	return got.Member, err
+}
+
+// Finish is [persistence.Cluster.Finish]: without the rest of a store there are no
+// intents.
+func (s *Store) Finish(ctx context.Context, m persistence.Member) error {
+	if s.Cluster != nil {
+		return s.Cluster.Finish(ctx, m)
+	}
+	_, err := do(ctx, s, "finish", func(*Rows) bool { return true })
+	return err
 }
 
 func (r *Rows) join(name string, status []byte) row {
