@@ -24,7 +24,7 @@ const (
 	// A request, body included, must be complete by then, header and body no larger.
 	readTimeout = 10 * time.Second
 	maxHeader   = 16 << 10
-	maxBody     = 4 << 10
+	maxBody     = 16 << 10
 	// A profile may be taken over as long as this.
 	writeTimeout = 90 * time.Second
 	idleTimeout  = time.Minute

@@ -50,6 +50,11 @@ func (n *node) options() Options {
 // ask has a request answered; change may be nil.
 func (n *node) ask(t *testing.T, method, path, body string, change func(*http.Request)) (int, map[string]any) {
 	t.Helper()
+	return ask(t, handler(config.Admin{}, n.options()), method, path, body, change)
+}
+
+func ask(t *testing.T, h http.Handler, method, path, body string, change func(*http.Request)) (int, map[string]any) {
+	t.Helper()
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
 	r.RemoteAddr = "127.0.0.1:1234"
 	if body != "" {
@@ -59,7 +64,7 @@ func (n *node) ask(t *testing.T, method, path, body string, change func(*http.Re
 		change(r)
 	}
 	w := httptest.NewRecorder()
-	handler(config.Admin{}, n.options()).ServeHTTP(w, r)
+	h.ServeHTTP(w, r)
 	var v map[string]any
 	if b, _ := io.ReadAll(w.Body); json.Unmarshal(b, &v) != nil || w.Header().Get("Content-Type") != "application/json" {
 		t.Fatalf("%s %s: %d, no JSON: %q", method, path, w.Code, b)
