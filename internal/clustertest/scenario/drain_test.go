@@ -23,7 +23,7 @@ import (
 // ctl runs herald ctl against a node.
 func ctl(t *testing.T, node int, args ...string) string {
 	t.Helper()
-	n := box.Nodes[node]
+	n := box.Nodes[node%len(box.Nodes)]
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	args = append(append([]string{"ctl"}, args...), "--admin", "http://"+n.Admin())
