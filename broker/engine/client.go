@@ -160,7 +160,8 @@ func held(c *client, pid uint16, id herald.ID) persistence.Held {
 	return persistence.Held{Session: c.h.id, PacketID: pid, ID: id}
 }
 
-// claims let one connection at a time claim a client id.
+// claims let one at a time claim a name: a connection a client id, or who joins or
+// leaves a shared group its key.
 type claims struct {
 	mu sync.Mutex
 	m  map[string]*claim

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/herald-mqtt/herald"
@@ -130,25 +132,39 @@ func (e *Engine) electOnce() (all bool) {
 		keys = append(keys, key)
 	}
 	s.mu.Unlock()
-	gs := &e.groups
-	all = true
+	var failed atomic.Bool
+	var wait sync.WaitGroup
+	slots := make(chan struct{}, electAtOnce)
 	for _, key := range keys {
-		gs.mu.lock()
-		err := gs.ensure(e, key, false)
-		gs.mu.unlock()
-		if e.life.Err() != nil {
-			return true
-		}
-		if err != nil {
-			e.log.Warn("claiming a shared group; it is tried again", errField(err))
-			all = false
-			continue
-		}
-		if g := gs.byKey(key); g != nil {
-			e.rejoin(g)
-		}
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			if err := e.electKey(key); err != nil && e.life.Err() == nil {
+				e.log.Warn("claiming a shared group; it is tried again", errField(err))
+				failed.Store(true)
+			}
+		})
 	}
-	return all
+	wait.Wait()
+	return !failed.Load()
+}
+
+// electAtOnce is how many groups are claimed at the same time, so that one whose owner
+// is slow does not hold up the others.
+const electAtOnce = 16
+
+func (e *Engine) electKey(key string) error {
+	gs := &e.groups
+	unlock := gs.joins.lock(key)
+	err := gs.ensure(e, key, false)
+	unlock()
+	if err != nil {
+		return err
+	}
+	if g := gs.byKey(key); g != nil {
+		e.rejoin(g)
+	}
+	return nil
 }
 
 // rejoin makes the members that are connected here members of a group that this

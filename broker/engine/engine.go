@@ -20,8 +20,8 @@
 // died.go for what dead nodes leave.
 //
 // Locks, in the order in which they may be taken: claim (one client id),
-// client.reading, groups.mu, group.mu, client.mu, client.pmu, the connection's own;
-// sharing.mu, peer.mu and owners.mu are leaves.
+// client.reading, groups.joins (one key), group.mu, client.mu, client.pmu, the
+// connection's own; sharing.mu, peer.mu and owners.mu are leaves.
 package engine
 
 import (

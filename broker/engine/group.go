@@ -17,7 +17,7 @@ import (
 // member, or is configured to be durable, has an inbox and lives on for
 // shared.expiry after its last member left.
 type groups struct {
-	mu     gate // serialises joining and leaving
+	joins  claims // of keys: one at a time joins or leaves a group; others are not held up
 	byName map[string]*group
 	byID   map[herald.SessionID]*group
 	lookup sync.RWMutex // guards the maps
@@ -61,7 +61,7 @@ type member struct {
 }
 
 func (gs *groups) init() {
-	gs.mu = newGate()
+	gs.joins.m = make(map[string]*claim)
 	gs.byName = make(map[string]*group)
 	gs.byID = make(map[herald.SessionID]*group)
 }
@@ -86,10 +86,9 @@ func (gs *groups) all() []*group {
 // join adds a session to a group, which is made if there is none. It may block
 // for the store.
 func (gs *groups) join(e *Engine, name, filter string, h *handle, o topic.Options) error {
-	gs.mu.lock()
-	defer gs.mu.unlock()
 	key := name + "/" + filter
-	g := gs.byName[key]
+	defer gs.joins.lock(key)()
+	g := gs.byKey(key)
 	if g == nil {
 		var err error
 		if g, err = gs.open(e, key, filter, h.durable || e.durableGroup(name, key)); err != nil {
@@ -171,9 +170,9 @@ func (gs *groups) harden(e *Engine, g *group) error {
 
 // leave takes a session out of a group.
 func (gs *groups) leave(e *Engine, name, filter string, h *handle) {
-	gs.mu.lock()
-	defer gs.mu.unlock()
-	g := gs.byName[name+"/"+filter]
+	key := name + "/" + filter
+	defer gs.joins.lock(key)()
+	g := gs.byKey(key)
 	if g == nil {
 		return
 	}
@@ -208,10 +207,7 @@ func (gs *groups) wakeSoon(e *Engine, g *group) {
 func (gs *groups) left(e *Engine, subs []persistence.Subscription) {
 	for _, s := range subs {
 		if name, filter, shared, _ := herald.SplitShare(s.Filter); shared {
-			gs.lookup.RLock()
-			g := gs.byName[name+"/"+filter]
-			gs.lookup.RUnlock()
-			if g != nil {
+			if g := gs.byKey(name + "/" + filter); g != nil {
 				gs.wakeSoon(e, g)
 			}
 		}
@@ -228,9 +224,8 @@ func (gs *groups) remove(e *Engine, g *group) {
 
 // expire ends groups that have had no member for too long.
 func (gs *groups) expire(e *Engine, row persistence.Session) error {
-	gs.mu.lock()
-	defer gs.mu.unlock()
-	if g := gs.byName[row.Name]; g != nil {
+	defer gs.joins.lock(row.Name)()
+	if g := gs.byKey(row.Name); g != nil {
 		g.mu.Lock()
 		busy := len(g.members) > 0
 		g.mu.Unlock()
@@ -264,10 +259,7 @@ func (gs *groups) joined(e *Engine, c *client, w *listen.Worker) {
 	}
 	c.mu.Unlock()
 	for _, key := range shared {
-		gs.lookup.RLock()
-		g := gs.byName[key]
-		gs.lookup.RUnlock()
-		if g != nil {
+		if g := gs.byKey(key); g != nil {
 			g.wake(e, w)
 		}
 	}

@@ -122,9 +122,8 @@ func (e *Engine) loadSessions(ctx context.Context, started int64) (int, error) {
 
 // restore makes a stored group known although no member may be left.
 func (gs *groups) restore(e *Engine, row persistence.Session) error {
-	gs.mu.lock()
-	defer gs.mu.unlock()
-	if gs.byName[row.Name] != nil {
+	defer gs.joins.lock(row.Name)()
+	if gs.byKey(row.Name) != nil {
 		return nil
 	}
 	for i := 0; i < len(row.Name); i++ {

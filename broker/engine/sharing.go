@@ -234,8 +234,7 @@ func (g *group) exit(id herald.SessionID, p *peer) {
 // there, somebody owns it. It may block for the store.
 func (e *Engine) attend(c *client, key string, sub *persistence.Subscription) error {
 	gs := &e.groups
-	gs.mu.lock()
-	defer gs.mu.unlock()
+	defer gs.joins.lock(key)()
 	s := &e.sharing
 	s.mu.Lock()
 	if s.here[key] == nil {
@@ -269,7 +268,7 @@ func (e *Engine) absent(c *client, key string) {
 }
 
 // ensure sees to it that a group is there and owned by a live node: by this one, if
-// by nobody. gs.mu is held.
+// by nobody. The key is locked.
 func (gs *groups) ensure(e *Engine, key string, durable bool) error {
 	if gs.byKey(key) != nil {
 		return nil
@@ -326,7 +325,7 @@ func (gs *groups) wait(ctx context.Context, e *Engine, key string) error {
 	}
 }
 
-// own opens a group that this node has claimed. gs.mu is held.
+// own opens a group that this node has claimed. Its key is locked.
 func (gs *groups) own(e *Engine, key string, durable bool) error {
 	row, err := e.store.Session(e.life, persistence.Group, key)
 	switch {
@@ -381,8 +380,7 @@ func (gs *groups) emptied(e *Engine, key string) {
 		return
 	}
 	e.errand(func() {
-		gs.mu.lock()
-		defer gs.mu.unlock()
+		defer gs.joins.lock(key)()
 		s := &e.sharing
 		s.mu.Lock()
 		empty := len(s.rest[key]) == 0 && len(s.away[key]) == 0 && len(s.here[key]) == 0
