@@ -1,15 +1,19 @@
 package broker_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
@@ -330,5 +334,56 @@ func TestBansAreBoundedAndChecked(t *testing.T) {
 	}
 	if _, err := b.Bans("nonsense", 1); err == nil {
 		t.Error("nonsense is taken")
+	}
+}
+
+// A ban by address goes by what the PROXY protocol says, over WebSocket, too, and not
+// by the balancer's address.
+func TestBanByProxiedAddress(t *testing.T) {
+	b, _ := on(t, newSharedStore(t), func(c *config.Config) {
+		c.Listeners = []config.Listener{
+			{Protocol: config.TCP, Address: "127.0.0.1:0", ProxyProtocol: true},
+			{Protocol: config.WS, Address: "127.0.0.1:0", Path: "/mqtt", ProxyProtocol: true},
+		}
+	})
+	mustBan(t, b, banAddress("198.51.100.0/24"))
+	mustBan(t, b, banAddress("2001:db8::/32"))
+	for _, l := range b.Listening() {
+		protocol, addr, _ := strings.Cut(l, " ")
+		addr, _, _ = strings.Cut(addr, "/")
+		for header, want := range map[string]byte{
+			"PROXY TCP4 198.51.100.7 127.0.0.1 5000 1883\r\n": wire.ReasonBanned,
+			"PROXY TCP6 2001:db8::7 ::1 5000 1883\r\n":        wire.ReasonBanned,
+			"PROXY TCP4 198.51.101.7 127.0.0.1 5000 1883\r\n": 0,
+		} {
+			conn, err := net.DialTimeout("tcp", addr, patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, header); err != nil {
+				t.Fatal(err)
+			}
+			if protocol == config.WS {
+				d := websocket.Dialer{Subprotocols: []string{"mqtt"}, NetDial: func(string, string) (net.Conn, error) { return conn, nil }}
+				ws, _, err := d.Dial("ws://"+addr+"/mqtt", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := ws.WriteMessage(websocket.BinaryMessage, wire.AppendConnect(nil, &wire.Connect{Version: herald.V5, ClientID: []byte("c")})); err != nil {
+					t.Fatal(err)
+				}
+				_ = ws.SetReadDeadline(time.Now().Add(patience))
+				if _, body, err := ws.ReadMessage(); err != nil || body[3] != want {
+					t.Errorf("%s %q: CONNACK %x, %v, want %#x", protocol, header, body, err, want)
+				}
+				continue
+			}
+			p := &peer{t: t, conn: conn, in: bufio.NewReader(conn)}
+			p.send(wire.AppendConnect(nil, &wire.Connect{Version: herald.V5, ClientID: []byte("c")}))
+			if got := p.until(wire.TypeConnack)[1]; got != want {
+				t.Errorf("%s %q: CONNACK %#x, want %#x", protocol, header, got, want)
+			}
+		}
 	}
 }
