@@ -35,7 +35,8 @@ type List struct {
 	networks map[netip.Prefix]*persistence.Ban
 	lengths  [2][129]int
 	next     int64              // no ban ends before; 0: none ever does
-	sorted   []*persistence.Ban // for Page; nil: to be made
+	sorted   []*persistence.Ban // for Page, not written again; nil: to be made
+	changes  uint64
 }
 
 // Len is how many bans there are, some of which may have ended since Expire.
@@ -146,6 +147,7 @@ func (l *List) Expire(now int64) {
 
 func (l *List) changedLocked() {
 	l.sorted = nil
+	l.changes++
 	l.n.Store(int64(len(l.m)))
 }
 
@@ -197,26 +199,41 @@ func prefixOf(k persistence.BanKey) (netip.Prefix, bool) {
 // there are in all, and whether more follow. The zero key is the beginning.
 func (l *List) Page(now int64, behind persistence.BanKey, limit int) (page []persistence.Ban, total int, more bool) {
 	l.Expire(now)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.sorted == nil {
-		l.sorted = make([]*persistence.Ban, 0, len(l.m))
-		for _, b := range l.m {
-			l.sorted = append(l.sorted, b)
-		}
-		slices.SortFunc(l.sorted, func(a, b *persistence.Ban) int { return compare(a.BanKey, b.BanKey) })
-	}
-	at, found := slices.BinarySearchFunc(l.sorted, behind, func(b *persistence.Ban, k persistence.BanKey) int {
+	sorted, total := l.inOrder()
+	at, found := slices.BinarySearchFunc(sorted, behind, func(b *persistence.Ban, k persistence.BanKey) int {
 		return compare(b.BanKey, k)
 	})
 	if found {
 		at++
 	}
-	rest := l.sorted[at:]
+	rest := sorted[at:]
 	for _, b := range rest[:min(limit, len(rest))] {
 		page = append(page, *b)
 	}
-	return page, len(l.m), len(rest) > limit
+	return page, total, len(rest) > limit
+}
+
+// inOrder is all bans, by kind and who. It sorts them without holding up those who
+// connect: 100,000 take a tenth of a second.
+func (l *List) inOrder() (sorted []*persistence.Ban, total int) {
+	l.mu.RLock()
+	sorted, total, changes := l.sorted, len(l.m), l.changes
+	if sorted != nil {
+		l.mu.RUnlock()
+		return sorted, total
+	}
+	sorted = make([]*persistence.Ban, 0, total)
+	for _, b := range l.m {
+		sorted = append(sorted, b)
+	}
+	l.mu.RUnlock()
+	slices.SortFunc(sorted, func(a, b *persistence.Ban) int { return compare(a.BanKey, b.BanKey) })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changes == changes {
+		l.sorted = sorted
+	}
+	return sorted, total
 }
 
 func compare(a, b persistence.BanKey) int {
