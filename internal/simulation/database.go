@@ -32,6 +32,7 @@ type Database struct {
 	clocks  map[uint16]int64  // by node: the highest timestamp that it gave out, or may have
 	ids     map[uint16]herald.ID
 	past    map[uint16]int64            // by node: clocks of lives before the one that its row shows
+	owed    map[uint16]uint64           // by node: the first of its lives that the one which goes on in their place owes
 	plans   map[int64]plan              // by run: what was found of a dead life
 	names   map[herald.SessionID]string // keys of clients' claims
 	wrong   error                       // a rule that was broken
@@ -116,7 +117,7 @@ type write struct {
 func NewDatabase(rng *rand.Rand, again int) *Database {
 	return &Database{
 		rng: rng, again: again, parts: map[place]*partition{}, claims: map[string]persistence.Claim{},
-		members: map[uint16]persistence.Member{}, lives: map[uint16]uint64{}, clocks: map[uint16]int64{}, ids: map[uint16]herald.ID{}, past: map[uint16]int64{},
+		members: map[uint16]persistence.Member{}, lives: map[uint16]uint64{}, clocks: map[uint16]int64{}, ids: map[uint16]herald.ID{}, past: map[uint16]int64{}, owed: map[uint16]uint64{},
 		plans: map[int64]plan{}, names: map[herald.SessionID]string{},
 	}
 }
@@ -257,10 +258,18 @@ func (d *Database) watch(s *Shared, b *persistence.Batch) {
 	}
 }
 
+// paid notes that a node's life has finished what it owed.
+func (d *Database) paid(node uint16) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.owed, node)
+}
+
 // claimed checks that a claim goes from its owner, or from who is dead.
 func (d *Database) claimed(by *Shared, key string, old persistence.Claim) {
 	m := d.members[old.Owner]
-	if old.Epoch == 0 || by.node == old.Owner && by.life == old.Life || m.Life > old.Life || m.State == persistence.Finished || m.State == persistence.Left {
+	owed := d.owed[old.Owner] != 0 && d.owed[old.Owner] <= old.Life
+	if old.Epoch == 0 || by.node == old.Owner && by.life == old.Life || m.Life > old.Life && !owed || m.State == persistence.Finished || m.State == persistence.Left {
 		return
 	}
 	if d.wrong == nil {

@@ -204,6 +204,7 @@ func (l *life) finish() error {
 		if err := l.engine.Load().Died(m); err != nil {
 			return err
 		}
+		l.n.f.db.paid(m.Node)
 		l.member.Paid()
 	}
 	return l.member.Clear(l.ctx)

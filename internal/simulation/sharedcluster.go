@@ -118,6 +118,9 @@ func (s *Shared) Succeed(ctx context.Context, of persistence.Member, status []by
 			m.Life, m.State, m.Beat, m.Status = m.Life+1, persistence.Live, 1, slices.Clone(status)
 			s.db.members[of.Node] = m
 			s.db.past[of.Node] = s.db.clocks[of.Node]
+			if s.db.owed[of.Node] == 0 {
+				s.db.owed[of.Node] = of.Life
+			}
 		}
 	})
 	return s.begins(m, ok, of.Name, err)
@@ -229,6 +232,9 @@ func (s *Shared) Change(ctx context.Context, m persistence.Member, from, to pers
 			if now.State == from && (from != persistence.Live || now.Beat == m.Beat) {
 				now.State = to
 				s.db.members[m.Node] = now
+				if to == persistence.Finished {
+					delete(s.db.owed, m.Node)
+				}
 			}
 			ok = now.State == to
 			s.over = s.over || m.Node == s.node && m.Life == s.life && now.State != persistence.Live
