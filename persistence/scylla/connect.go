@@ -105,6 +105,18 @@ func (o *Options) connect(keyspace string) (gocqlx.Session, error) {
 	return s, fmt.Errorf("%w: store.scylla.hosts: no answer from %s: %s", herald.ErrUnavailable, where, text)
 }
 
+// leaseTimeout is for one attempt at a statement about members, of which a lease leaves
+// room for several.
+const leaseTimeout = 1500 * time.Millisecond
+
+// connectLeases opens the session for the rows of members: what is written and read at
+// the same time, however much, stands on no connection of it, so that a lease does not
+// run out behind it.
+func (o Options) connectLeases() (gocqlx.Session, error) {
+	o.Connections, o.Timeout = 1, min(o.Timeout, leaseTimeout)
+	return o.connect(o.Keyspace)
+}
+
 // quiet hands the driver's remarks to the debug log: what matters of them comes
 // back as errors.
 type quiet struct{ log *zap.Logger }

@@ -69,9 +69,15 @@ func (s *Store) enterAlways(ctx context.Context) error {
 	return nil
 }
 
-// cas writes a row on a condition. An error tells nothing about what became of it.
+// about is a query about members.
+func (s *Store) about(ctx context.Context, st *statement, args ...any) *gocql.Query {
+	return s.leases.Session.Query(st.cql, args...).WithContext(ctx)
+}
+
+// cas writes a member's row on a condition. An error tells nothing about what became of
+// it.
 func (s *Store) cas(ctx context.Context, st *statement, args ...any) (bool, error) {
-	return s.query(ctx, st, args...).Idempotent(false).RetryPolicy(nil).MapScanCAS(map[string]any{})
+	return s.about(ctx, st, args...).Idempotent(false).RetryPolicy(nil).MapScanCAS(map[string]any{})
 }
 
 // Members implements [persistence.Cluster].
@@ -98,7 +104,7 @@ func (s *Store) Members(ctx context.Context) ([]persistence.Member, error) {
 // node's own is.
 func (s *Store) members(ctx context.Context) (all []member, joins *int64, err error) {
 	own := s.life.Load()
-	iter := s.query(ctx, getMembers, members).Consistency(gocql.Consistency(gocql.LocalSerial)).PageSize(0).Iter()
+	iter := s.about(ctx, getMembers, members).Consistency(gocql.Consistency(gocql.LocalSerial)).PageSize(0).Iter()
 	var life, beat, clock, proof *int64
 	var name *string
 	var state *int8

@@ -72,7 +72,7 @@ type Options struct {
 	// inbox; for more it is kept once. Default 16.
 	InlineUpTo int
 	// Connections to each server (ScyllaDB: at least one to each shard).
-	// Default 2.
+	// Default 2. In a cluster there is one more, for the rows of members.
 	Connections int
 	// Concurrency bounds the statements that are in flight. Default 128.
 	Concurrency int
@@ -147,6 +147,7 @@ type Store struct {
 	opts    Options
 	log     *zap.Logger
 	cql     gocqlx.Session
+	leases  gocqlx.Session // in a cluster one of its own, for the rows of members; else cql
 	clock   stamps
 	exec    *executor
 	line    *line
@@ -196,14 +197,27 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{opts: opts, log: opts.Logger, cql: cql}
+	s := &Store{opts: opts, log: opts.Logger, cql: cql, leases: cql}
+	if opts.Cluster {
+		if s.leases, err = opts.connectLeases(); err != nil {
+			cql.Close()
+			return nil, err
+		}
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {
 		s.cancel()
-		cql.Close()
+		s.disconnect()
 		return nil, err
 	}
 	return s, nil
+}
+
+func (s *Store) disconnect() {
+	s.cql.Close()
+	if s.opts.Cluster {
+		s.leases.Close()
+	}
 }
 
 func (s *Store) open() error {
@@ -263,7 +277,7 @@ func (s *Store) Close() error {
 		defer cancel()
 		err = s.saveClock(ctx)
 	}
-	s.cql.Close()
+	s.disconnect()
 	s.caches.stop()
 	s.states.of.StopAllGoroutines()
 	if err != nil {
