@@ -17,7 +17,6 @@ import (
 
 // banNode notes what it is told of bans.
 type banNode struct {
-	node
 	made, removed []Ban
 	asked         []string
 	err           error

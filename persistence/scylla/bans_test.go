@@ -6,7 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocql/gocql"
+
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 func banned(who string, until int64) persistence.BanChange {
@@ -121,4 +124,49 @@ func TestSchemaFromVersion1(t *testing.T) {
 	if _, err := st.ChangeBan(t.Context(), banned("one", 0)); err != nil {
 		t.Error(err)
 	}
+}
+
+// What bans cost: asking whether anything has changed, which every node does once a
+// second; a change; reading 100,000 bans, which a node does when it starts.
+func BenchmarkBans(b *testing.B) {
+	s := mustOpen(b, options(b))
+	defer s.Close()
+	version, err := s.ChangeBan(b.Context(), banned("first", 0))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range 1000 { // past the transactions, which would take ten minutes
+		batch := s.cql.Session.NewBatch(gocql.UnloggedBatch)
+		for k := range 100 {
+			c := banned(fmt.Sprintf("a-client-of-some-length-%d", i*100+k), 0)
+			c.Reason, c.By = "sends too much of everything", "operator"
+			batch.Query(putBan.cql, int32(0), record.AppendBan(nil, &c), bans, banKey(c.BanKey))
+		}
+		if err := s.cql.Session.ExecuteBatch(batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	news := func(b *testing.B, since uint64, want int) {
+		n, err := s.BanNews(b.Context(), since)
+		if err != nil || len(n.Changes) < want {
+			b.Fatal(len(n.Changes), err)
+		}
+	}
+	b.Run("nothing new", func(b *testing.B) {
+		for b.Loop() {
+			news(b, version, 0)
+		}
+	})
+	b.Run("all of 100,000", func(b *testing.B) {
+		for b.Loop() {
+			news(b, 0, 100_000)
+		}
+	})
+	b.Run("change", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			if _, err := s.ChangeBan(b.Context(), banned(fmt.Sprint(i), 0)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
