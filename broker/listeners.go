@@ -1,10 +1,8 @@
 package broker
 
 import (
-	"crypto/tls"
-	"crypto/x509"
+	"errors"
 	"fmt"
-	"os"
 	"strconv"
 
 	"github.com/herald-mqtt/herald/broker/config"
@@ -22,32 +20,30 @@ func (b *Broker) bind(i int, l config.Listener) (*listen.Listener, error) {
 		c.Address, c.Path = l.Path, ""
 	case config.TLS, config.WSS:
 		var err error
-		if c.TLS, err = loadTLS(l); err != nil {
+		if c.TLS, err = listen.LoadTLS(l.Cert, l.Key, l.ClientCA); err != nil {
 			return nil, fmt.Errorf("listeners[%d]: %w", i, err)
 		}
 	}
 	return listen.New(c, b.loop)
 }
 
-// loadTLS reads certificate, key and, if clients must show certificates, their
-// authorities.
-func loadTLS(l config.Listener) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(l.Cert, l.Key)
-	if err != nil {
-		return nil, fmt.Errorf("cert, key: %w", err)
+// ReloadCertificates reads the files of the TLS and WSS listeners again, where the
+// configuration that the node was made with has them: certificates, keys and the
+// clients' authorities. It tells how many listeners use what it has read. Where it
+// cannot, a listener goes on with what it has; the error names all of them.
+func (b *Broker) ReloadCertificates() (n int, err error) {
+	for i, l := range b.listeners {
+		c := b.cfg.Listeners[i]
+		if c.Protocol != config.TLS && c.Protocol != config.WSS {
+			continue
+		}
+		conf, failed := listen.LoadTLS(c.Cert, c.Key, c.ClientCA)
+		if failed != nil {
+			err = errors.Join(err, fmt.Errorf("listeners[%d]: %w", i, failed))
+			continue
+		}
+		l.SetTLS(conf)
+		n++
 	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}
-	if l.ClientCA == "" {
-		return c, nil
-	}
-	pem, err := os.ReadFile(l.ClientCA)
-	if err != nil {
-		return nil, fmt.Errorf("client_ca: %w", err)
-	}
-	c.ClientCAs = x509.NewCertPool()
-	if !c.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("client_ca: %s holds no certificate", l.ClientCA)
-	}
-	c.ClientAuth = tls.RequireAndVerifyClientCert
-	return c, nil
+	return n, err
 }

@@ -44,6 +44,12 @@ func startBroker(t *testing.T, dir string) (b *broker.Broker, addr string, stop 
 	cfg := config.Default()
 	cfg.Node.Data = dir
 	cfg.Listeners = []config.Listener{{Protocol: config.TCP, Address: "127.0.0.1:0"}}
+	return startConfigured(t, cfg)
+}
+
+// startConfigured starts a node and returns where its first listener is.
+func startConfigured(t *testing.T, cfg config.Config) (b *broker.Broker, addr string, stop func()) {
+	t.Helper()
 	b, err := broker.New(cfg, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +62,7 @@ func startBroker(t *testing.T, dir string) (b *broker.Broker, addr string, stop 
 			t.Fatal("not ready: ", b.Ready())
 		}
 	}
-	addr = strings.TrimPrefix(b.Listening()[0], "tcp ")
+	_, addr, _ = strings.Cut(b.Listening()[0], " ")
 	return b, addr, func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -65,7 +65,8 @@ type Listener struct {
 	// Path is the path of the URL for WS and WSS (Load fills in /mqtt), and
 	// the socket's file for Unix.
 	Path string `koanf:"path"`
-	// Cert and Key are PEM files of TLS and WSS: chain and private key.
+	// Cert and Key are PEM files of TLS and WSS: chain and private key. On SIGHUP
+	// they and ClientCA are read again, where they were at the start.
 	Cert string `koanf:"cert"`
 	Key  string `koanf:"key"`
 	// ClientCA is a PEM file. If it is set, a client must show a certificate

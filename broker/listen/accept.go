@@ -120,7 +120,7 @@ func (l *Listener) handshake(nc net.Conn) {
 	if l.cfg.Protocol == TLS {
 		ctx, cancel := context.WithTimeout(context.Background(), l.loop.cfg.ConnectTimeout)
 		defer cancel()
-		t := tls.Server(nc, l.cfg.TLS)
+		t := tls.Server(nc, l.tls.Load())
 		if err := t.HandshakeContext(ctx); err != nil {
 			l.loop.log.Debug("TLS handshake failed", "listener", l.cfg.ID, "remote", nc.RemoteAddr().String(), "error", err)
 			_ = s.Close()

@@ -38,7 +38,7 @@ type Config struct {
 	Address string
 	// Path of the URL for WS and WSS; empty is /mqtt.
 	Path string
-	// TLS is needed for TLS and WSS; see LoadTLS.
+	// TLS is needed for TLS and WSS; see LoadTLS and Listener.SetTLS.
 	TLS *tls.Config
 	// ProxyProtocol: each connection must begin with a PROXY protocol header,
 	// version 1 or 2, and its source is the client's address.
@@ -56,6 +56,7 @@ type Listener struct {
 	net  net.Listener
 	addr net.Addr
 
+	tls      atomic.Pointer[tls.Config] // of the handshakes that begin
 	conns    atomic.Int64
 	bytesIn  atomic.Int64
 	bytesOut atomic.Int64
@@ -88,7 +89,21 @@ func New(cfg Config, loop *Loop) (*Listener, error) {
 		}
 		return nil, fmt.Errorf("listen: %s %s: %w", cfg.Protocol, cfg.Address, err)
 	}
-	return &Listener{cfg: cfg, loop: loop, net: ln, addr: ln.Addr(), closing: make(chan struct{}), young: map[*socket]struct{}{}}, nil
+	l := &Listener{cfg: cfg, loop: loop, net: ln, addr: ln.Addr(), closing: make(chan struct{}), young: map[*socket]struct{}{}}
+	if cfg.TLS != nil {
+		l.SetTLS(cfg.TLS)
+	}
+	return l, nil
+}
+
+// SetTLS has the handshakes that begin from now on use conf. Connections that there
+// are go on.
+func (l *Listener) SetTLS(conf *tls.Config) {
+	if l.cfg.Protocol == WSS {
+		conf = conf.Clone()
+		conf.NextProtos = []string{"http/1.1"} // a WebSocket does not begin over HTTP/2 here
+	}
+	l.tls.Store(conf)
 }
 
 // bind opens the socket. What is set on it is inherited by the connections that

@@ -200,6 +200,37 @@ func TestClientCertificate(t *testing.T) {
 	require.Equal(t, "alice", <-seen)
 }
 
+// Certificates are changed under a listener: who connects from then on sees the new
+// one, who is connected stays.
+func TestCertificatesChange(t *testing.T) {
+	for _, protocol := range []string{TLS, WSS} {
+		t.Run(protocol, func(t *testing.T) {
+			dir := t.TempDir()
+			ca := newAuthority(t)
+			load := func(name string) *tls.Config {
+				cert, key := ca.issue(t, dir, name)
+				conf, err := LoadTLS(cert, key, "")
+				require.NoError(t, err)
+				return conf
+			}
+			b := start(t, Config{Protocol: protocol, TLS: load("old")}, LoopConfig{}, nil, nil)
+			seen := func() string {
+				c, err := tls.Dial("tcp", b.l.Address(), &tls.Config{InsecureSkipVerify: true})
+				require.NoError(t, err)
+				defer c.Close()
+				return c.ConnectionState().PeerCertificates[0].Subject.CommonName
+			}
+			require.Equal(t, "old", seen())
+			c := b.connect()
+			b.l.SetTLS(load("new"))
+			require.Equal(t, "new", seen())
+			c.send(pingreqFrame)
+			c.expect([]byte{0xd0, 0})
+			b.connect()
+		})
+	}
+}
+
 func TestWebSocketRules(t *testing.T) {
 	b := start(t, Config{Protocol: WS, Path: "/here"}, LoopConfig{}, nil, nil)
 	url := "ws://" + b.l.Address()

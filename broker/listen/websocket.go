@@ -119,9 +119,10 @@ func (l *Listener) serveHTTP() {
 	srv.SetKeepAlivesEnabled(false)
 	var ln net.Listener = acceptor{l}
 	if l.cfg.Protocol == WSS {
-		conf := l.cfg.TLS.Clone()
-		conf.NextProtos = []string{"http/1.1"} // a WebSocket does not begin over HTTP/2 here
-		ln = tls.NewListener(ln, conf)
+		ln = tls.NewListener(ln, &tls.Config{ // as it is when a handshake begins
+			MinVersion:         tls.VersionTLS12,
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return l.tls.Load(), nil },
+		})
 	}
 	_ = srv.Serve(ln)
 	_ = srv.Close()

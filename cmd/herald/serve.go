@@ -44,7 +44,8 @@ func newServeCommand(open opener) *cobra.Command {
 		Long: `Serve runs a node; without a file, on the embedded defaults. It prints where it
 listens once it does. SIGTERM and SIGINT stop it gracefully within
 node.stop_timeout, a second one at once. SIGHUP reads the configuration again:
-log.level changes on the spot, and the log names what needs a restart.`,
+log.level changes on the spot, certificates of listeners are read again (from the files
+that were named at the start), and the log names what needs a restart.`,
 		Args: exactly(0, ""),
 	}
 	from := sources(cmd)
@@ -373,8 +374,28 @@ func (s *server) reload() {
 		return
 	}
 	s.log.Info("configuration read again", zap.String("log.level", c.Log.Level))
+	s.reloadCertificates()
 	if len(restart) > 0 {
 		s.log.Warn("changed, but in force only after a restart", zap.Strings("keys", restart))
+	}
+}
+
+// reloadCertificates has the node read its certificates again.
+func (s *server) reloadCertificates() {
+	n := s.node.Load()
+	if n == nil {
+		return // it is about to read them
+	}
+	r, ok := (*n).(interface{ ReloadCertificates() (int, error) })
+	if !ok {
+		return
+	}
+	read, err := r.ReloadCertificates()
+	if err != nil {
+		s.log.Error("certificates refused, the old ones stay", zap.Error(err))
+	}
+	if read > 0 {
+		s.log.Info("certificates read again", zap.Int("listeners", read))
 	}
 }
 

@@ -223,6 +223,38 @@ func TestServeReload(t *testing.T) {
 	}
 }
 
+// certified is a node that has certificates.
+type certified struct {
+	*fakeNode
+	read chan error // what reading them again comes to
+}
+
+func (n *certified) ReloadCertificates() (int, error) {
+	err := <-n.read
+	if err != nil {
+		return 0, err
+	}
+	return 2, nil
+}
+
+// SIGHUP has certificates read again, unless the configuration is refused.
+func TestServeReloadsCertificates(t *testing.T) {
+	n := &certified{newFakeNode(), make(chan error, 1)}
+	n.say()
+	s := serveFake(func(config.Config, *zap.Logger) (node, error) { return n, nil })
+	s.out.wait(t, "listening")
+	n.read <- errors.New("listeners[1]: torn")
+	signalSelf(t, syscall.SIGHUP)
+	s.errs.wait(t, `certificates refused, the old ones stay.*torn`)
+	n.read <- nil
+	signalSelf(t, syscall.SIGHUP)
+	s.errs.wait(t, `certificates read again.*"listeners": 2`)
+	signalSelf(t, syscall.SIGINT)
+	if err := s.wait(t); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestServeFailures(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
