@@ -88,16 +88,16 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		return Connack{}, ErrBusy
 	}
 
-	died, moved, err := e.secure(name, con.Clean, conn.Gone)
+	s, err := e.secure(name, con.Clean, conn.Gone)
 	if err != nil {
 		return Connack{}, err
 	}
-	old, err := e.store.Session(e.ctx, persistence.Client, name)
+	old, err := s.row()
 	exists := err == nil
 	if err != nil && !errors.Is(err, herald.ErrNotFound) {
 		return Connack{}, err
 	}
-	if moved && exists {
+	if s.moved && exists {
 		e.follow()
 	}
 	if exists && con.Clean && e.nodes.on() && conn.Gone() {
@@ -127,12 +127,12 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	row.Epoch++
 	row.Connected, row.Disconnected = now, 0
 	row.Node, row.Life = e.nodes.self.Node, e.nodes.self.Incarnation
-	if exists && died {
+	if exists && s.died {
 		if err := e.nodes.store.Seal(e.ctx, row.ID); err != nil {
 			return Connack{}, err
 		}
 	}
-	if died {
+	if s.died {
 		e.owners.sealed(name)
 	}
 

@@ -42,39 +42,51 @@ func ownerOf(c persistence.Claim) bridge.Peer {
 	return bridge.Peer{Node: c.Owner, Incarnation: c.Life}
 }
 
-// secure claims the session of a client that has connected, before it is loaded. died
-// tells that what an earlier owner may still have in flight is to be sealed off, moved
-// that this node did not have the claim.
-func (e *Engine) secure(name string, ends bool, gone func() bool) (died, moved bool, err error) {
+// secured is how a session was claimed.
+type secured struct {
+	died  bool    // what an earlier owner may still have in flight is to be sealed off
+	moved bool    // this node did not have the claim
+	row   rowRead // of the session
+}
+
+// rowRead waits for a session's row, which may have been asked for before.
+type rowRead func() (persistence.Session, error)
+
+// secure claims the session of a client that has connected, before it is loaded.
+func (e *Engine) secure(name string, ends bool, gone func() bool) (s secured, err error) {
+	s.row = func() (persistence.Session, error) { return e.store.Session(e.ctx, persistence.Client, name) }
 	if !e.nodes.on() {
-		return false, false, nil
+		return s, nil
 	}
 	k := ownerKey{persistence.Client, name}
-	moved = !e.owners.owns(k)
+	s.moved = !e.owners.owns(k)
 	if !e.nodes.Valid() {
-		return false, false, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
+		return s, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
 	}
 	began := time.Now()
-	if died, err = e.claim(e.life, k, ends, gone); err != nil {
+	row, err := e.claim(e.life, k, ends, gone)
+	if err != nil {
 		if !errors.Is(err, errGone) {
 			e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
 		}
-		return false, false, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
+		return s, fmt.Errorf("%w: %w", herald.ErrUnavailable, err)
 	}
-	if died {
-		e.owners.unseal(name)
+	if row != nil {
+		s.row = row
 	}
-	return e.owners.isUnsealed(name), moved, nil
+	s.died = e.owners.isUnsealed(name)
+	return s, nil
 }
 
 // claim makes this node the owner of a session, which it wants to go on with, or to
-// end; died tells that the last owner's life had ended without its giving it up. It
-// takes nothing from another node once gone says that nobody waits for it any more;
-// nil never does. The caller has the name's lock.
-func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() bool) (died bool, err error) {
+// end. If the last owner's life has ended without its giving it up, the session is noted
+// as one that is still to be sealed. row is nil if the session's row was not read
+// meanwhile. Nothing is taken from another node once gone says that nobody waits for it
+// any more; nil never does. The caller has the name's lock.
+func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() bool) (row rowRead, err error) {
 	n := &e.nodes
 	if !n.on() || e.owners.owns(k) {
-		return false, nil
+		return nil, nil
 	}
 	if gone == nil {
 		gone = func() bool { return false }
@@ -86,39 +98,41 @@ func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() b
 	for {
 		old, err := n.store.Claimed(ctx, k.kind, k.name)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		last := ownerOf(old)
 		switch {
 		case last == n.self: // it was given to us
 			e.owners.set(k, old)
-			return died, nil
+			return nil, nil
 		case old.Epoch == 0:
 		case gone():
-			return false, errGone
+			return nil, errGone
 		case n.Live(last):
 			epoch, err := a.ask(ctx, old)
 			if err != nil {
-				return false, err
+				return nil, err
 			}
 			if epoch == 0 {
 				continue // the store knows
 			}
 			e.owners.set(k, persistence.Claim{Owner: n.self.Node, Life: n.self.Incarnation, Epoch: epoch})
-			return died, nil
+			return a.row, nil
 		default:
-			if _, _, err := e.await(ctx, last, nil, 0, 2*claimWait, gone); err != nil {
-				return false, fmt.Errorf("waiting for the end of node %d/%d: %w", last.Node, last.Incarnation, err)
+			if _, _, err := a.await(ctx, last, &question{}, 0, 2*claimWait); err != nil {
+				return nil, fmt.Errorf("waiting for the end of node %d/%d: %w", last.Node, last.Incarnation, err)
 			}
-			died = true
+			if k.kind == persistence.Client {
+				e.owners.unseal(k.name)
+			}
 		}
 		now, won, err := n.store.Claim(ctx, k.kind, k.name, old, n.self.Node, n.self.Incarnation)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		if won {
 			e.owners.set(k, now)
-			return died, nil
+			return nil, nil
 		}
 	}
 }
@@ -132,6 +146,7 @@ type asking struct {
 
 	failed persistence.Claim // the owner of this one was asked, and could not give it up
 	wait   time.Duration     // until it is asked again
+	row    rowRead           // begun when the owner had written it for the last time
 }
 
 // later is how long to wait this time.
@@ -146,15 +161,16 @@ func (a *asking) later() time.Duration {
 func (a *asking) ask(ctx context.Context, old persistence.Claim) (epoch uint64, err error) {
 	e, p := a.e, a.e.meet(ownerOf(old))
 	if a.failed == old {
-		if _, _, err := e.await(ctx, p.Peer, nil, overAfter, a.later(), a.gone); err != nil {
+		if _, _, err := a.await(ctx, p.Peer, &question{}, overAfter, a.later()); err != nil {
 			return 0, a.refused(p, err)
 		}
 		if !e.nodes.Live(p.Peer) {
 			return 0, nil
 		}
 	}
-	request, answer := e.owners.ask()
+	request, q := e.owners.ask()
 	defer e.owners.asked(request)
+	a.row = nil
 	again, sent := askAgain, e.nodes.Available()
 	if sent {
 		p.send(appendRelease(nil, request, a.k.kind, a.ends, old.Epoch, a.k.name), nil, 0)
@@ -163,7 +179,7 @@ func (a *asking) ask(ctx context.Context, old persistence.Claim) (epoch uint64, 
 		e.owners.want(a.k, p.Peer)
 		e.nodes.BeatNow()
 	}
-	epoch, answered, err := e.await(ctx, p.Peer, answer, overAfter, again, a.gone)
+	epoch, answered, err := a.await(ctx, p.Peer, q, overAfter, again)
 	if err != nil {
 		if sent {
 			p.send(appendWithdraw(nil, request), nil, 0)
@@ -183,13 +199,17 @@ func (a *asking) refused(p *peer, err error) error {
 	return fmt.Errorf("%w: node %d/%d does not give the session up: %w", herald.ErrUnavailable, p.Node, p.Incarnation, err)
 }
 
-// await waits until an answer has come, or again has passed, or the life of p is over,
-// for which it looks when look has passed. It returns errGone as soon as gone says so.
-func (e *Engine) await(ctx context.Context, p bridge.Peer, answer <-chan uint64, look, again time.Duration, gone func() bool) (epoch uint64, answered bool, err error) {
+// await waits until q was answered, or again has passed, or the life of p is over, for
+// which it looks when look has passed. It returns errGone as soon as nobody waits.
+//
+// The owner says that it is ready before it waits for other nodes and for the store: so
+// long the session's row is being read. If it does not give the session up after all,
+// what was read counts for nothing.
+func (a *asking) await(ctx context.Context, p bridge.Peer, q *question, look, again time.Duration) (epoch uint64, answered bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	over := make(chan error, 1)
-	looking := time.AfterFunc(look, func() { over <- e.nodes.Over(ctx, p) })
+	looking := time.AfterFunc(look, func() { over <- a.e.nodes.Over(ctx, p) })
 	defer looking.Stop()
 	end := time.NewTimer(again)
 	defer end.Stop()
@@ -197,18 +217,36 @@ func (e *Engine) await(ctx context.Context, p bridge.Peer, answer <-chan uint64,
 	defer tick.Stop()
 	for {
 		select {
-		case epoch := <-answer:
+		case epoch := <-q.answer:
 			return epoch, true, nil
+		case <-q.ready:
+			a.readAhead()
 		case err := <-over:
 			return 0, false, err
 		case <-end.C:
 			return 0, false, nil
 		case <-tick.C:
-			if gone() {
+			if a.gone() {
 				return 0, false, errGone
 			}
 		case <-ctx.Done():
 			return 0, false, ctx.Err()
 		}
+	}
+}
+
+// readAhead begins to read the session's row.
+func (a *asking) readAhead() {
+	e, k := a.e, a.k
+	var row persistence.Session
+	var err error
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		row, err = e.store.Session(e.ctx, k.kind, k.name)
+	}()
+	a.row = func() (persistence.Session, error) {
+		<-read
+		return row, err
 	}
 }

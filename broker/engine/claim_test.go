@@ -126,10 +126,15 @@ func (n *neighbours) Over(ctx context.Context, _ bridge.Peer) error {
 
 func (n *neighbours) AppendAsync(_ bridge.Peer, b []byte, _ func(error)) error {
 	f, err := decodeFrame(b)
-	if err == nil {
+	switch {
+	case err != nil:
+		return err
+	case f.kind == frameReady:
+		n.store.did("ready")
+	default:
 		n.frames <- f
 	}
-	return err
+	return nil
 }
 
 // claiming makes the engine of node 1, in a bubble, where node 2 has the claim of "c"
@@ -183,6 +188,45 @@ func TestAGrantedClaimIsHad(t *testing.T) {
 	})
 }
 
+// The session's row is read while its owner waits for the others and for the store; not
+// before it says so, and in vain if it does not give the session up after all.
+func TestARowIsReadAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, n := claiming(t)
+		n.store.row = persistence.Session{ID: 5, Name: "c"}
+		done := make(chan secured, 1)
+		go func() {
+			s, err := e.secure("c", false, func() bool { return false })
+			if err != nil {
+				t.Error(err)
+			}
+			done <- s
+		}()
+		f := <-n.frames
+		synctest.Wait()
+		if calls := n.store.take(); !slices.Equal(calls, []string{"claimed"}) {
+			t.Errorf("calls %q", calls)
+		}
+		from := bridge.Peer{Node: 2, Incarnation: 1}
+		e.Receive(from, [][]byte{appendReady(nil, f.request)})
+		synctest.Wait()
+		if calls := n.store.take(); !slices.Equal(calls, []string{"session"}) {
+			t.Errorf("calls %q", calls)
+		}
+		e.Receive(from, [][]byte{appendGranted(nil, f.request, 0)}) // it could not
+		f = <-n.frames
+		n.store.row.Epoch = 1 // its client went on there
+		e.Receive(from, [][]byte{appendGranted(nil, f.request, 8)})
+		s := <-done
+		if row, err := s.row(); err != nil || row.Epoch != 1 {
+			t.Errorf("row %+v, %v", row, err)
+		}
+		if calls := n.store.take(); !slices.Equal(calls, []string{"claimed", "session"}) {
+			t.Errorf("calls %q", calls)
+		}
+	})
+}
+
 // An owner that could not give the session up is asked again soon, and not at once.
 func TestARefusedClaimIsAskedForAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -219,6 +263,9 @@ func TestTheEndOfAnOwnerIsNoticed(t *testing.T) {
 		}
 		if n.store.claim != (persistence.Claim{Owner: 1, Life: 1, Epoch: 8}) {
 			t.Errorf("the claim is %+v", n.store.claim)
+		}
+		if !e.owners.isUnsealed("c") {
+			t.Error("nobody knows that it is to be sealed")
 		}
 	})
 }
@@ -322,7 +369,7 @@ func TestGivingUp(t *testing.T) {
 	if next, calls := give(6, false); next != 0 || len(calls) > 0 {
 		t.Errorf("an epoch that has passed: epoch %d, %q", next, calls)
 	}
-	if next, calls := give(7, false); next != 8 || !slices.Equal(calls, []string{"received", "claim"}) {
+	if next, calls := give(7, false); next != 8 || !slices.Equal(calls, []string{"ready", "received", "claim"}) {
 		t.Errorf("epoch %d, %q", next, calls)
 	}
 	if next, calls := give(8, false); next != 0 || !slices.Equal(calls, []string{"claimed"}) {
@@ -343,7 +390,7 @@ func TestGivingUpSeals(t *testing.T) {
 	if next, err := e.handOver(to, k, &frame{epoch: 7, name: "c"}, new(atomic.Bool)); next != 8 || err != nil {
 		t.Errorf("epoch %d, %v", next, err)
 	}
-	if calls := n.store.take(); !slices.Equal(calls, []string{"session", "seal", "received", "claim"}) {
+	if calls := n.store.take(); !slices.Equal(calls, []string{"session", "seal", "ready", "received", "claim"}) {
 		t.Errorf("calls %q", calls)
 	}
 	if e.owners.isUnsealed("c") {

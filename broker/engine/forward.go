@@ -176,6 +176,8 @@ func (e *Engine) receive(p *peer, b []byte) {
 		e.release(p, &f)
 	case frameWithdraw:
 		e.owners.withdrawn(p.Peer, f.request)
+	case frameReady:
+		e.owners.ready(f.request)
 	case frameGranted:
 		e.owners.answered(f.request, f.epoch)
 	case frameDeal:

@@ -38,6 +38,8 @@ func nodeField(p bridge.Peer) zap.Field {
 //	held     request, group, sessions and IDs: what members there hold
 //	granted  request, epoch: it does, under this epoch; 0: ask the store again
 //	withdraw request: of a release; nobody waits for the session any more
+//	ready    request: of a release; the session's row will not be written here any more,
+//	         if granted follows
 const frameVersion = 1
 
 const (
@@ -54,6 +56,7 @@ const (
 	frameKick
 	frameBans
 	frameWithdraw
+	frameReady
 )
 
 // To whom on the other node a publish goes.
@@ -202,6 +205,10 @@ func appendWithdraw(b []byte, request uint64) []byte {
 	return binary.BigEndian.AppendUint64(begin(b, frameWithdraw), request)
 }
 
+func appendReady(b []byte, request uint64) []byte {
+	return binary.BigEndian.AppendUint64(begin(b, frameReady), request)
+}
+
 func appendKick(b []byte, name string) []byte { return appendBytes(begin(b, frameKick), name) }
 
 func appendDeal(b []byte, group, to herald.SessionID, qos byte, retain bool, ids []uint32, m *herald.Message) []byte {
@@ -339,7 +346,7 @@ func decodeFrame(b []byte) (f frame, err error) {
 		f.request, f.epoch = r.uint64(), r.uint64()
 	case frameKick:
 		f.name = string(r.bytes())
-	case frameWithdraw:
+	case frameWithdraw, frameReady:
 		f.request = r.uint64()
 	case frameDeal:
 		f.group, f.session = herald.SessionID(r.uint64()), herald.SessionID(r.uint64())

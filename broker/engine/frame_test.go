@@ -60,7 +60,7 @@ func (r random) messages(n int) []*herald.Message {
 }
 
 func (r random) frame() (encoded []byte, want frame) {
-	switch kind := framePublish + byte(r.IntN(int(frameWithdraw))); kind {
+	switch kind := framePublish + byte(r.IntN(int(frameReady))); kind {
 	case framePublish:
 		msgs, whom := r.messages(1+r.IntN(5)), byte(1+r.IntN(3))
 		return appendPublish(nil, msgs, msgs[0].Publisher, whom), frame{kind: kind, whom: whom, from: msgs[0].Publisher, messages: msgs}
@@ -87,6 +87,9 @@ func (r random) frame() (encoded []byte, want frame) {
 	case frameWithdraw:
 		f := frame{kind: kind, request: r.Uint64()}
 		return appendWithdraw(nil, f.request), f
+	case frameReady:
+		f := frame{kind: kind, request: r.Uint64()}
+		return appendReady(nil, f.request), f
 	case frameAskHeld:
 		f := frame{kind: kind, request: r.Uint64(), group: r.session()}
 		return appendAskHeld(nil, f.request, f.group), f
@@ -124,8 +127,8 @@ func TestFramesSayWhatWasPutIn(t *testing.T) {
 			t.Fatalf("%+v: a part of it is taken", want)
 		}
 	}
-	if len(kinds) != int(frameWithdraw) {
-		t.Errorf("%d kinds were tried, there are %d", len(kinds), frameWithdraw)
+	if len(kinds) != int(frameReady) {
+		t.Errorf("%d kinds were tried, there are %d", len(kinds), frameReady)
 	}
 }
 

@@ -239,7 +239,10 @@ func (e *Engine) expireClient(row persistence.Session, now int64) error {
 		return err
 	}
 	if again, ok := over(); ok {
-		return e.endAtRest(again)
+		if err := e.endAtRest(again); err != nil {
+			return err
+		}
+		e.owners.sealed(row.Name) // there is nothing left to be sealed
 	}
 	return nil
 }

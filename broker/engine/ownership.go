@@ -23,7 +23,7 @@ import (
 type owners struct {
 	mu       sync.Mutex // guards below
 	own      map[ownerKey]persistence.Claim
-	asking   map[uint64]chan uint64     // by request
+	asking   map[uint64]*question       // by request
 	wanted   map[ownerKey]bridge.Peer   // asked for in this node's row, while Redis is away
 	unsealed map[string]struct{}        // clients whose window is still to be sealed
 	giving   map[ownerKey]struct{}      // being given up to somebody who asked so
@@ -36,6 +36,12 @@ type ownerKey struct {
 	name string
 }
 
+// question is a request of this node's own.
+type question struct {
+	answer chan uint64   // the epoch under which it was given; 0: it was not
+	ready  chan struct{} // the owner has written the session's row for the last time
+}
+
 // requestOf is another node's request.
 type requestOf struct {
 	peer    bridge.Peer
@@ -44,7 +50,7 @@ type requestOf struct {
 
 func (o *owners) init() {
 	o.own = make(map[ownerKey]persistence.Claim)
-	o.asking = make(map[uint64]chan uint64)
+	o.asking = make(map[uint64]*question)
 	o.unsealed = make(map[string]struct{})
 	o.wanted = make(map[ownerKey]bridge.Peer)
 	o.giving = make(map[ownerKey]struct{})
@@ -80,12 +86,12 @@ func (o *owners) drop(k ownerKey) {
 }
 
 // ask registers a request.
-func (o *owners) ask() (request uint64, answer chan uint64) {
-	request, answer = o.request.Add(1), make(chan uint64, 1)
+func (o *owners) ask() (request uint64, q *question) {
+	request, q = o.request.Add(1), &question{make(chan uint64, 1), make(chan struct{}, 1)}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.asking[request] = answer
-	return request, answer
+	o.asking[request] = q
+	return request, q
 }
 
 func (o *owners) asked(request uint64) {
@@ -94,14 +100,27 @@ func (o *owners) asked(request uint64) {
 	delete(o.asking, request)
 }
 
+func (o *owners) question(request uint64) *question {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.asking[request]
+}
+
 // answered brings the answer to a request.
 func (o *owners) answered(request, epoch uint64) {
-	o.mu.Lock()
-	ch := o.asking[request]
-	o.mu.Unlock()
-	if ch != nil {
+	if q := o.question(request); q != nil {
 		select {
-		case ch <- epoch:
+		case q.answer <- epoch:
+		default:
+		}
+	}
+}
+
+// ready tells that the answer to a request is about to come.
+func (o *owners) ready(request uint64) {
+	if q := o.question(request); q != nil {
+		select {
+		case q.ready <- struct{}{}:
 		default:
 		}
 	}
@@ -218,6 +237,8 @@ func (e *Engine) handOver(to *peer, k ownerKey, f *frame, withdrawn *atomic.Bool
 	if err := e.putDown(k.name, f.ends); err != nil {
 		return 0, err
 	}
+	// Until the name's lock is given back nobody here writes the row again.
+	to.send(appendReady(nil, f.request), nil, 0)
 	// What was published before must not be overtaken by what is published over
 	// there.
 	if err := e.allReceived(); err != nil {
