@@ -139,6 +139,9 @@ const (
 	Client Kind = iota
 	// Group: Name is "{group}/{filter}" of a shared subscription with a queue.
 	Group
+	// Wills is for claims only: who has the wills of a life in its care that is over.
+	// Name is "{node}/{life}".
+	Wills
 )
 
 // Session is the row of a session.

@@ -60,7 +60,8 @@ type nodes struct {
 
 	wanted chan struct{} // of capacity 1: somebody waits to be told
 
-	dying gate // held while a dead node is seen to; taken before all others
+	dying  gate   // held while a dead node is seen to; taken before all others
+	graves graves // guarded by it
 
 	list   atomic.Pointer[[]*peer] // known, for those who only look
 	closed atomic.Uint64           // the least of the peers' closed
@@ -130,6 +131,7 @@ func (n *nodes) init(c Cluster, store persistence.Cluster) {
 	n.known = make(map[bridge.Peer]*peer)
 	n.wanted, n.dying = make(chan struct{}, 1), newGate()
 	n.moved = make(chan struct{})
+	n.graves = make(graves)
 	n.closed.Store(math.MaxUint64)
 	n.list.Store(new([]*peer))
 }

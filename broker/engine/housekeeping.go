@@ -68,10 +68,16 @@ func (e *Engine) load(ctx context.Context) error {
 
 // loadSessions sees to what a crash left connected: it tells how many.
 func (e *Engine) loadSessions(ctx context.Context, started int64) (int, error) {
-	var left []persistence.Session
+	wills, err := e.store.Wills(ctx, math.MaxInt64, true, math.MaxInt)
+	if err != nil {
+		return 0, err
+	}
+	of := sessionsOf(wills)
+	var b persistence.Batch
 	if err := e.store.ScanSessions(ctx, func(s persistence.Session) error {
+		of.see(s)
 		if s.Kind == persistence.Client && s.Disconnected == 0 {
-			left = append(left, s)
+			b.Sessions = append(b.Sessions, disconnected(s, started))
 		}
 		if s.Kind == persistence.Client {
 			e.queues.begin(s.ID, s.Name, false)
@@ -83,41 +89,22 @@ func (e *Engine) loadSessions(ctx context.Context, started int64) (int, error) {
 	}); err != nil {
 		return 0, err
 	}
-	var b persistence.Batch
-	for _, s := range left {
-		b.Sessions = append(b.Sessions, disconnected(s, started))
-	}
 	// Clients that were connected when the process died have lost their
 	// connection without a DISCONNECT [MQTT-3.1.2-8].
-	wills, err := e.store.Wills(ctx, math.MaxInt64, true, math.MaxInt)
-	if err != nil {
-		return 0, err
-	}
-	outlives := make(map[herald.SessionID]uint32, len(left)) // seconds; ephemeral sessions did not outlive the process
-	for _, s := range left {
-		outlives[s.ID] = s.ExpiryInterval
-	}
 	for i := range wills {
-		if w := wills[i]; w.Due == 0 { // a session's end is the latest [MQTT-3.1.3-9]
-			w.Due = started + int64(min(w.Delay, outlives[w.Session]))*1000
-			b.Wills = append(b.Wills, w)
-			e.wills.add(&w)
+		w := &wills[i]
+		if w.Due == 0 {
+			w.Due = of.due(w, started)
+			b.Wills = append(b.Wills, *w)
 		}
-	}
-	if wills, err = e.store.Wills(ctx, math.MaxInt64, false, math.MaxInt); err != nil {
-		return 0, err
-	}
-	for i := range wills {
-		if w := wills[i]; w.Due != 0 {
-			e.wills.add(&w)
-		}
+		e.wills.add(w)
 	}
 	if !b.Empty() {
 		if err := e.commit(&b); err != nil {
 			return 0, err
 		}
 	}
-	return len(left), nil
+	return len(b.Sessions), nil
 }
 
 // restore makes a stored group known although no member may be left.

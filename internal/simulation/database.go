@@ -267,6 +267,9 @@ func (d *Database) paid(node uint16) {
 
 // claimed checks that a claim goes from its owner, or from who is dead.
 func (d *Database) claimed(by *Shared, key string, old persistence.Claim) {
+	if key[0] == byte(persistence.Wills) {
+		return // who buries a life takes what that had in its care
+	}
 	m := d.members[old.Owner]
 	owed := d.owed[old.Owner] != 0 && d.owed[old.Owner] <= old.Life
 	if old.Epoch == 0 || by.node == old.Owner && by.life == old.Life || m.Life > old.Life && !owed || m.State == persistence.Finished || m.State == persistence.Left {

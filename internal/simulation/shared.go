@@ -39,15 +39,16 @@ type Shared struct {
 	dead    bool
 
 	// Of a cluster: see sharedcluster.go.
-	cluster bool             // fixed
-	now     func() time.Time // fixed: the machine's clock; nil is time.Now
-	moved   chan struct{}    // of capacity 1: there is something to do
-	end     chan struct{}    // closed when the process is dead
-	life    uint64           // from Join on
-	over    bool             // the life is known to be over
-	beaten  uint64           // the Beat that was renewed, by an attempt that may have no answer
-	valid   func() bool      // the lease; may be nil
-	parked  []*job           // wait for the lease, with their intents standing
+	cluster bool                    // fixed
+	now     func() time.Time        // fixed: the machine's clock; nil is time.Now
+	moved   chan struct{}           // of capacity 1: there is something to do
+	end     chan struct{}           // closed when the process is dead
+	life    uint64                  // from Join on
+	hold    func(what string) error // called when all sessions or all wills were read; may be nil
+	over    bool                    // the life is known to be over
+	beaten  uint64                  // the Beat that was renewed, by an attempt that may have no answer
+	valid   func() bool             // the lease; may be nil
+	parked  []*job                  // wait for the lease, with their intents standing
 }
 
 // SharedOptions are what a [Shared] store does beyond its contract's least.

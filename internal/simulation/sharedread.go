@@ -193,6 +193,9 @@ func (s *Shared) ScanSessions(ctx context.Context, f func(persistence.Session) e
 	}); err != nil {
 		return err
 	}
+	if err := s.holdAfter("sessions"); err != nil {
+		return err
+	}
 	for _, r := range rows {
 		if err := f(r); err != nil {
 			return err
@@ -259,7 +262,20 @@ func (s *Shared) Wills(ctx context.Context, now int64, connected bool, limit int
 		wills = wills[:min(limit, len(wills))]
 		return nil
 	})
+	if err == nil {
+		err = s.holdAfter("wills")
+	}
 	return wills, err
+}
+
+func (s *Shared) holdAfter(what string) error {
+	s.db.mu.Lock()
+	hold := s.hold
+	s.db.mu.Unlock()
+	if hold == nil {
+		return nil
+	}
+	return hold(what)
 }
 
 // retained returns a topic's message, or nil.
