@@ -81,21 +81,25 @@ func (c *client) mayCommit(s *shipment) bool {
 	return true
 }
 
-// nextCommit notes that a commit has ended, and returns the next shipment to be
-// committed, or, after an error, those that must not be.
-func (c *client) nextCommit(err error) (next *shipment, failed []*shipment) {
+// nextCommit notes that a commit has ended, and returns the shipments to be committed
+// next, or, after an error, those that must not be.
+func (c *client) nextCommit(err error) (next, failed []*shipment) {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
 	if err != nil {
 		c.broken, failed, c.commits = err, c.commits, nil
 	}
-	if len(c.commits) == 0 {
-		c.committing = false
-		return nil, failed
+	n, weight := 0, 0
+	for n < len(c.commits) && (n == 0 || weight+c.commits[n].weight <= maxTogether) {
+		weight += c.commits[n].weight
+		n++
 	}
-	next = c.commits[0]
-	c.commits = c.commits[1:]
-	return next, nil
+	c.committing = n > 0
+	next = c.commits[:n:n]
+	if c.commits = c.commits[n:]; len(c.commits) == 0 {
+		c.commits = nil
+	}
+	return next, failed
 }
 
 // ready notes that s is committed, and returns it if it is the next to be

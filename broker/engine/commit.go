@@ -184,17 +184,19 @@ func (e *Engine) ship(s *shipment, w *listen.Worker) {
 	e.commitShipment(s)
 }
 
-// commitShipment sends a shipment to the store. Where batches are not atomic the
-// next one of the same client follows when it is in: did some of a later one stand
-// in an inbox, and nothing of an earlier one, and this node died, then a session
-// would get the later one first, which was never acknowledged, and the earlier one
-// when it is sent again.
-func (e *Engine) commitShipment(s *shipment) {
-	c := s.from
+// commitShipment sends shipments of one client to the store, as one batch. Where
+// batches are not atomic what the client sends meanwhile follows, together, when they
+// are in: did some of a later one stand in an inbox, and nothing of an earlier one, and
+// this node died, then a session would get the later one first, which was never
+// acknowledged, and the earlier one when it is sent again.
+func (e *Engine) commitShipment(all ...*shipment) {
+	c := all[0].from
 	e.stats.Commits.Add(1)
-	e.store.Commit(&s.batch, func(err error) {
-		s.err = err
-		e.worker(c).put(s)
+	e.store.Commit(together(all), func(err error) {
+		for _, s := range all {
+			s.err = err
+			e.worker(c).put(s)
+		}
 		if c == nil || !e.divided {
 			return
 		}
@@ -203,11 +205,29 @@ func (e *Engine) commitShipment(s *shipment) {
 			f.err = err
 			e.worker(c).put(f)
 		}
-		if next != nil {
-			e.workers[0].call(func(*listen.Worker) { e.commitShipment(next) }) // Commit may block
+		if len(next) > 0 {
+			e.workers[0].call(func(*listen.Worker) { e.commitShipment(next...) }) // Commit may block
 		}
 	})
 }
+
+// together makes one batch of those of shipments, in their order.
+func together(all []*shipment) *persistence.Batch {
+	if len(all) == 1 {
+		return &all[0].batch
+	}
+	b := new(persistence.Batch)
+	for _, s := range all {
+		b.Spreads = append(b.Spreads, s.batch.Spreads...)
+		b.Retain = append(b.Retain, s.batch.Retain...)
+		b.Held = append(b.Held, s.batch.Held...)
+	}
+	return b
+}
+
+// maxTogether bounds what is committed of one client at a time, in bytes: it is the
+// size from which a batch gains nothing.
+const maxTogether = 128 << 10
 
 // landed ends a shipment. What is still to be spread keeps its passage.
 func (e *Engine) landed(s *shipment) {
