@@ -68,6 +68,19 @@ func (g *group) load(e *Engine) {
 		defer g.mu.Unlock()
 		g.loadLocked(found)
 		g.dealLocked(e, e.env(), w)
+		dead := make(map[*peer]struct{}) // since it was asked who holds what
+		for _, o := range g.out {
+			if !e.nodes.Live(o.at.Peer) {
+				dead[o.at] = struct{}{}
+			}
+		}
+		for p := range dead {
+			e.errand(func() {
+				if e.nodes.Over(e.life, p.Peer) == nil {
+					e.bereave(p)
+				}
+			})
+		}
 	})
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"slices"
+	"time"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/listen"
@@ -137,27 +138,57 @@ func (g *group) returned(id herald.ID) {
 func (e *Engine) bereave(p *peer) {
 	for _, g := range e.groups.all() {
 		g.mu.Lock()
+		g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.at == p })
 		of := make(map[herald.SessionID][]herald.ID)
 		for id, o := range g.out {
 			if o.at == p {
 				of[o.who] = append(of[o.who], id)
 			}
 		}
-		g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.at == p })
 		g.mu.Unlock()
-		for who, ids := range of {
-			if len(ids) == 0 {
-				continue
-			}
-			win, err := e.store.Window(e.life, who)
-			if err != nil {
-				e.log.Error("reading what a member had begun", sessionField(who), errField(err))
-				continue
-			}
-			ids = slices.DeleteFunc(ids, func(id herald.ID) bool {
-				return slices.ContainsFunc(win.Sent, func(s persistence.Sent) bool { return s.Source == g.row.ID && s.ID == id })
-			})
-			e.done(g.row.ID, nil, ids)
+		if len(of) > 0 {
+			e.background(func() { e.inherit(g, of) })
 		}
 	}
+}
+
+// inherit finds out what became of entries whose members' node died before it could
+// tell. It asks until the store answers.
+func (e *Engine) inherit(g *group, of map[herald.SessionID][]herald.ID) {
+	for who, ids := range of {
+		settled, back, err := e.leftBy(g.row.ID, who, ids)
+		if err == nil {
+			e.done(g.row.ID, settled, back)
+			delete(of, who)
+		} else if e.life.Err() == nil {
+			e.log.Error("reading what a member had begun; it is tried again", sessionField(who), errField(err))
+		}
+	}
+	if len(of) > 0 && e.life.Err() == nil {
+		time.AfterFunc(readAgain, func() { e.background(func() { e.inherit(g, of) }) })
+	}
+}
+
+// leftBy tells which entries of a group a session that had them is done with, and which
+// it has not begun. The group's window is read last: what leaves the session's by then
+// stands in it.
+func (e *Engine) leftBy(group, who herald.SessionID, ids []herald.ID) (settled, back []herald.ID, err error) {
+	has, err := e.store.Window(e.life, who)
+	if err != nil {
+		return nil, nil, err
+	}
+	of, err := e.store.Window(e.life, group)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, id := range ids {
+		i := slices.IndexFunc(has.Sent, func(s persistence.Sent) bool { return s.Source == group && s.ID == id })
+		switch {
+		case id <= of.Low || slices.Contains(of.Above, id), i >= 0 && has.Sent[i].Step == persistence.Released:
+			settled = append(settled, id)
+		case i < 0:
+			back = append(back, id)
+		}
+	}
+	return settled, back, nil
 }
