@@ -22,6 +22,13 @@ type Claimer interface {
 	Claim(ctx context.Context, kind Kind, name string, old Claim, owner uint16, life uint64) (now Claim, won bool, err error)
 }
 
+// ClaimHinter is a Claimer that can tell sooner who has a claim, for whom to ask.
+type ClaimHinter interface {
+	// ClaimHint returns the claim of a session as Claimed does, or one from before. It
+	// decides nothing: what is to be relied upon is asked of Claimed.
+	ClaimHint(ctx context.Context, kind Kind, name string) (Claim, error)
+}
+
 // Unclaimer is a Claimer that forgets claims. Clients that come once and choose
 // another id each time would leave one behind each.
 type Unclaimer interface {

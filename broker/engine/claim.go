@@ -95,8 +95,8 @@ func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() b
 	defer cancel()
 	a := asking{e: e, k: k, ends: ends, gone: gone, wait: askFirst}
 	defer e.owners.unwant(k)
-	for {
-		old, err := n.store.Claimed(ctx, k.kind, k.name)
+	for first := true; ; first = false {
+		old, err := e.claimed(ctx, k, first)
 		if err != nil {
 			return nil, err
 		}
@@ -135,6 +135,19 @@ func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() b
 			return nil, nil
 		}
 	}
+}
+
+// claimed tells who has a claim: with hint it may be that somebody else, who is live,
+// had it before. He knows whether he has it still.
+func (e *Engine) claimed(ctx context.Context, k ownerKey, hint bool) (persistence.Claim, error) {
+	n := &e.nodes
+	if h, ok := n.store.(persistence.ClaimHinter); ok && hint {
+		c, err := h.ClaimHint(ctx, k.kind, k.name)
+		if owner := ownerOf(c); err == nil && c.Epoch != 0 && owner != n.self && n.Live(owner) {
+			return c, nil
+		}
+	}
+	return n.store.Claimed(ctx, k.kind, k.name)
 }
 
 // asking is one claim's way from its owner, who is asked again and again.

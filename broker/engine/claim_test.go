@@ -227,6 +227,57 @@ func TestARowIsReadAhead(t *testing.T) {
 	})
 }
 
+// hinting is a registry that tells sooner who had the claim.
+type hinting struct {
+	*registry
+	hint persistence.Claim
+}
+
+func (h *hinting) ClaimHint(context.Context, persistence.Kind, string) (persistence.Claim, error) {
+	h.did("hint")
+	return h.hint, nil
+}
+
+// Whom to ask is looked up without agreement among the servers of the store; nothing else
+// rests on that: who had the claim before, says so, and the store is asked at once.
+func TestAHintDecidesNothing(t *testing.T) {
+	k := ownerKey{persistence.Client, "c"}
+	for _, test := range []struct {
+		name       string
+		hint, real persistence.Claim
+		epoch      uint64 // that the owner answers
+		asked      bool
+		calls      []string
+		has        persistence.Claim
+	}{
+		{"right", persistence.Claim{Owner: 2, Life: 1, Epoch: 7}, persistence.Claim{Owner: 2, Life: 1, Epoch: 7}, 8, true, []string{"hint"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 8}},
+		{"old", persistence.Claim{Owner: 3, Life: 1, Epoch: 5}, persistence.Claim{Owner: 1, Life: 1, Epoch: 8}, 0, true, []string{"hint", "claimed"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 8}},
+		{"this node", persistence.Claim{Owner: 1, Life: 1, Epoch: 7}, persistence.Claim{Owner: 1, Life: 1, Epoch: 7}, 0, false, []string{"hint", "claimed"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 7}},
+		{"nobody", persistence.Claim{}, persistence.Claim{}, 0, false, []string{"hint", "claimed", "claim"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 1}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e, n := claiming(t)
+				n.store.set(test.real)
+				e.nodes.store = &hinting{n.store, test.hint}
+				began, done := time.Now(), wanting(e, nil)
+				if test.asked {
+					e.owners.answered((<-n.frames).request, test.epoch)
+				}
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+				if calls := n.store.take(); !slices.Equal(calls, test.calls) || time.Since(began) > 0 {
+					t.Errorf("the store was asked %q, and it took %v", calls, time.Since(began))
+				}
+				if c, ok := e.owners.owned(k); !ok || c != test.has {
+					t.Errorf("has %+v, %v", c, ok)
+				}
+			})
+		})
+	}
+}
+
 // An owner that could not give the session up is asked again soon, and not at once.
 func TestARefusedClaimIsAskedForAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

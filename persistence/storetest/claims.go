@@ -35,6 +35,24 @@ var claimTests = []test{
 			h.equal("claimed", got, second)
 		})
 	}},
+	{"a claim that was won before is what one is told without agreement, too", func(h *harness) {
+		c := h.store.(persistence.Claimer)
+		look, ok := c.(persistence.ClaimHinter)
+		if !ok {
+			return
+		}
+		last, err := look.ClaimHint(ctx, persistence.Client, "hinted")
+		h.noError("hint", err)
+		h.equal("none", last, persistence.Claim{})
+		for owner := range uint16(5) {
+			now, won, err := c.Claim(ctx, persistence.Client, "hinted", last, owner, 1)
+			h.noError("claim", err)
+			h.equal("won", won, true)
+			last, err = look.ClaimHint(ctx, persistence.Client, "hinted")
+			h.noError("hint", err)
+			h.equal("hint", last, now)
+		}
+	}},
 	{"a claim that is removed is none, and only by who has it", func(h *harness) {
 		c := h.store.(persistence.Claimer)
 		u := h.store.(persistence.Unclaimer)
