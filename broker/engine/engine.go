@@ -54,6 +54,9 @@ type Config struct {
 	MaxPacket uint32
 	// MaxClients bounds the clients that are connected. 0: no bound.
 	MaxClients int
+	// MaxSubscriptions bounds the subscriptions of one client: a filter that is one too
+	// many is refused. 0: no bound.
+	MaxSubscriptions int
 	// MaxKeepalive is the longest keepalive that is granted, in seconds. 0: any.
 	MaxKeepalive uint16
 	// ExpiryMax bounds the session expiry interval, in seconds. 0: no bound.
@@ -230,12 +233,15 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 }
 
 // Start reads what the store knows of sessions, begins to serve and returns.
-// The caller accepts connections after it.
+// The caller accepts connections after it. After an error Stop is called all the same.
 func (e *Engine) Start(ctx context.Context) error {
 	if e.nodes.on() {
 		e.follow()
 	}
 	e.workers = newWorkers(e)
+	if e.nodes.on() { // reading may take long, and the others' closed time waits for this node's
+		e.jobs.run(e.tellClosed)
+	}
 	if err := e.loadBans(ctx); err != nil {
 		return fmt.Errorf("engine: load bans: %w", err)
 	}
@@ -246,7 +252,6 @@ func (e *Engine) Start(ctx context.Context) error {
 	e.jobs.run(e.housekeep)
 	e.jobs.run(e.spreadOutbox)
 	if e.nodes.on() {
-		e.jobs.run(e.tellClosed)
 		e.jobs.run(e.trust)
 	}
 	return nil
@@ -360,6 +365,7 @@ type Stats struct {
 	SessionsExpired                           atomic.Int64
 	Forwarded                                 atomic.Int64 // messages that came from other nodes
 	BadFrames                                 atomic.Int64 // frames and announcements that could not be decoded
+	OverSubscribed                            atomic.Int64 // filters that were one too many for their client
 	Rejected                                  atomic.Int64 // connections that were refused or broke the protocol
 	Banned, BanEnded                          atomic.Int64 // CONNECTs refused, and connections ended, because of a ban
 	BansUnreadable                            atomic.Int64 // bans that could not be decoded, each time that they were read

@@ -231,3 +231,40 @@ func (s scene) publishWhenUp(name, topic string) {
 	s.until(name+" is connected", func() bool { return c.up }, name)
 	s.publish(name, topic)
 }
+
+// A node that starts and reads for long does not hold back up to where the sessions of
+// the others are done.
+func TestClosedTimeWhileOneLoads(t *testing.T) {
+	scenes(t, 2, "a c", func(s scene) {
+		n0, n1 := s.nodes[0], s.nodes[1]
+		s.begin(n0)
+		s.subscribed("a")
+		s.idle("c")
+		gate, held := make(chan struct{}), make(chan struct{}, 1)
+		n1.start()
+		s.db.mu.Lock()
+		n1.now.store.hold = func(what string) error {
+			if what == "subscriptions" {
+				select {
+				case held <- struct{}{}:
+				default:
+				}
+				<-gate
+			}
+			return nil
+		}
+		s.db.mu.Unlock()
+		s.until("n1 loads", func() bool { return len(held) > 0 }, "a", "c")
+		from, until := time.Now(), time.Now().Add(5*time.Second)
+		s.until("a while", func() bool { return time.Now().After(until) }, "a", "c")
+		if n1.serves() {
+			s.w.fail(fmt.Errorf("n1 serves already"))
+		}
+		covered := n0.now.engine.Load().Status().Covered[n1.now.Self().Node].Time()
+		if covered.Before(from.Add(3 * time.Second)) {
+			s.w.fail(fmt.Errorf("closed time stands at %v for %v", covered.Sub(from), time.Since(from)))
+		}
+		close(gate)
+		s.until("n1 serves", n1.serves, "a", "c")
+	})
+}

@@ -44,7 +44,7 @@ type Shared struct {
 	moved   chan struct{}           // of capacity 1: there is something to do
 	end     chan struct{}           // closed when the process is dead
 	life    uint64                  // from Join on
-	hold    func(what string) error // called when all sessions or all wills were read; may be nil
+	hold    func(what string) error // called when all of a kind were read; may be nil
 	over    bool                    // the life is known to be over
 	beaten  uint64                  // the Beat that was renewed, by an attempt that may have no answer
 	valid   func() bool             // the lease; may be nil

@@ -213,6 +213,9 @@ func (s *Shared) ScanSubscriptions(ctx context.Context, f func(herald.SessionID,
 	}); err != nil {
 		return err
 	}
+	if err := s.holdAfter("subscriptions"); err != nil {
+		return err
+	}
 	for _, at := range ids {
 		id := herald.SessionID(at.a)
 		subs, err := s.Subscriptions(ctx, id)
