@@ -56,6 +56,7 @@ type machine struct {
 	nextBeat time.Duration
 	failing  bool // the newest beat failed
 	nextRead time.Duration
+	readAt   time.Duration // start of the newest one
 	lastRead time.Duration // end of the newest one that succeeded
 	everRead bool
 	eager    bool // somebody waits for what others do: read more often
@@ -122,6 +123,15 @@ func (m *machine) beatNow(now time.Duration) {
 // readNow has the next reading brought forward.
 func (m *machine) readNow(now time.Duration) { m.nextRead = min(m.nextRead, now) }
 
+// waited tells whether somebody waits for what others do. Who begins to wait has the next
+// reading brought forward, to a quarter of a beat after the one before.
+func (m *machine) waited(now time.Duration, is bool) {
+	if is && !m.eager {
+		m.nextRead = min(m.nextRead, max(now, m.readAt+m.beat/4))
+	}
+	m.eager = is
+}
+
 // paid: what this life owes is finished.
 func (m *machine) paid(now time.Duration) {
 	if m.owes != 0 {
@@ -165,7 +175,7 @@ func (m *machine) tick(now time.Duration) []effect {
 		do(opBeat, m.self)
 	}
 	if !m.busy[opRead] && now >= m.nextRead {
-		m.nextRead = now + m.beat
+		m.readAt, m.nextRead = now, now+m.beat
 		if m.eager {
 			m.nextRead = now + m.beat/2
 		}

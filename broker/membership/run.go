@@ -16,8 +16,8 @@ func (n *Node) run() {
 	defer timer.Stop()
 	for {
 		n.publish()
-		n.machine.eager = n.waiters.Load() > 0
 		now := n.now()
+		n.machine.waited(now, n.waiters.Load() > 0)
 		for _, e := range n.machine.tick(now) {
 			n.carryOut(e)
 		}
