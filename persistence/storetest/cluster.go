@@ -82,6 +82,25 @@ var memberTests = []clusterTest{
 		}
 		b.session() // it works
 
+		// What others write is newer than what the one that was succeeded has written,
+		// although it was never Finished.
+		late := h.join("late", time.Minute)
+		row := persistence.Session{ID: herald.SessionID(late.id()), Name: "moved", Epoch: 1}
+		late.commit(&persistence.Batch{Sessions: []persistence.Session{row}})
+		c.join("c")
+		b.change(late.self, persistence.Live, persistence.Dead)
+		h.noError("finish", b.Finish(ctx, late.self))
+		after := h.open(0)
+		_, err = after.Succeed(ctx, late.self, nil)
+		h.noError("succeed", err)
+		_, err = c.Members(ctx)
+		h.noError("members", err)
+		row.Epoch = 2
+		c.commit(&persistence.Batch{Sessions: []persistence.Session{row}})
+		got, err := c.Session(ctx, persistence.Client, "moved")
+		h.noError("session", err)
+		h.equal("who wrote last", got.Epoch, uint64(2))
+
 		// Of one that is dead and one that finishes it one wins.
 		for range 10 {
 			c.change(b.self, persistence.Live, persistence.Dead)
@@ -91,13 +110,13 @@ var memberTests = []clusterTest{
 			h.noError("members", err)
 			var wg sync.WaitGroup
 			var won bool
-			var late error
+			var lost error
 			wg.Go(func() { won, err = c.Change(ctx, old, persistence.Dead, persistence.Finished) })
-			wg.Go(func() { b.self, late = b.Succeed(ctx, old, nil) })
+			wg.Go(func() { b.self, lost = b.Succeed(ctx, old, nil) })
 			wg.Wait()
 			h.noError("change", err)
-			if won != errors.Is(late, herald.ErrInUse) || !won && late != nil {
-				h.Fatalf("finished: %v, succeeded: %v", won, late)
+			if won != errors.Is(lost, herald.ErrInUse) || !won && lost != nil {
+				h.Fatalf("finished: %v, succeeded: %v", won, lost)
 			}
 			if won {
 				b.join("a")
