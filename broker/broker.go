@@ -120,14 +120,15 @@ func (b *Broker) build() error {
 	}
 	b.engine = engine.New(engine.Config{
 		Node: node, Cluster: others, Now: b.now,
-		MaxQoS:         byte(c.MaxQoS),
-		ReceiveMaximum: c.ReceiveMaximum,
-		MaxPacket:      uint32(c.MaxPacketSize),
-		MaxClients:     c.MaxClients,
-		MaxKeepalive:   uint16(c.MaxKeepalive / time.Second),
-		ExpiryMax:      uint32(c.SessionExpiryMax / time.Second),
-		ExpiryV3:       uint32(c.SessionExpiryV3 / time.Second),
-		AliasMaximum:   uint16(c.TopicAliasMaximum),
+		MaxQoS:           byte(c.MaxQoS),
+		ReceiveMaximum:   c.ReceiveMaximum,
+		MaxPacket:        uint32(c.MaxPacketSize),
+		MaxClients:       c.MaxClients,
+		MaxSubscriptions: b.cfg.Limits.Subscriptions,
+		MaxKeepalive:     uint16(c.MaxKeepalive / time.Second),
+		ExpiryMax:        uint32(c.SessionExpiryMax / time.Second),
+		ExpiryV3:         uint32(c.SessionExpiryV3 / time.Second),
+		AliasMaximum:     uint16(c.TopicAliasMaximum),
 		Queue: engine.QueueLimits{
 			Messages: b.cfg.Queue.MaxMessages, Bytes: int64(b.cfg.Queue.MaxBytes), Full: b.cfg.Queue.Full,
 		},
@@ -153,7 +154,7 @@ func (b *Broker) build() error {
 	}
 	b.loop, err = listen.NewLoop(listen.LoopConfig{
 		MaxPacketSize: int(c.MaxPacketSize), ConnectTimeout: c.ConnectTimeout, Log: slog.New(slogs),
-		MaxConnections: connectionsFor(descriptors()),
+		MaxConnections: connectionsFor(descriptors()), MaxPending: pendingFor(int64(b.cfg.Limits.PendingOutput), memory()),
 	}, handler{b.engine})
 	if err != nil {
 		return err
@@ -344,6 +345,16 @@ func (b *Broker) Listening() []string {
 		out[i] = l.Protocol() + " " + l.Address()
 	}
 	return out
+}
+
+// pendingFor is how many bytes may wait to be written to all clients together, as
+// configured or a quarter of the memory that this process may use; 0 for any number,
+// where that is not known.
+func pendingFor(configured int64, memory uint64) int64 {
+	if configured > 0 {
+		return configured
+	}
+	return int64(min(memory/4, math.MaxInt64))
 }
 
 // connectionsFor is how many connections there may be in a process that may have

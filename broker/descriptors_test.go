@@ -10,3 +10,19 @@ func TestConnectionsFor(t *testing.T) {
 		}
 	}
 }
+
+// A quarter of the memory may wait to be written, unless configuration says how much.
+func TestPendingFor(t *testing.T) {
+	for _, tt := range []struct {
+		configured int64
+		memory     uint64
+		want       int64
+	}{{0, 8 << 30, 2 << 30}, {1 << 20, 8 << 30, 1 << 20}, {0, 0, 0}, {5, 0, 5}} {
+		if got := pendingFor(tt.configured, tt.memory); got != tt.want {
+			t.Errorf("configured %d of %d: %d, want %d", tt.configured, tt.memory, got, tt.want)
+		}
+	}
+	if n := memory(); n > 0 && n < 1<<26 {
+		t.Errorf("this process may use %d bytes", n)
+	}
+}

@@ -56,6 +56,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count("sent_elsewhere_total", "Clients that were told to go to another node.", c.b.drain.sent.Load())
 	}
 	count("protocol_errors_total", "Connections closed because of what they sent.", s.Rejected.Load())
+	count("subscriptions_refused_total", "Filters refused because their client had too many.", s.OverSubscribed.Load())
 	count("banned_total", "CONNECT packets refused because of a ban.", s.Banned.Load())
 	count("ban_disconnects_total", "Connections ended because of a ban.", s.BanEnded.Load())
 	count("bans_unreadable_total", "Bans that could not be decoded, each time that they were read.", s.BansUnreadable.Load())
@@ -76,6 +77,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count("sent_bytes_total", "Bytes written to clients.", l.BytesOut)
 	count("reads_total", "Read system calls.", l.Reads)
 	count("writes_total", "Write system calls.", l.Writes)
+	gauge("pending_output_bytes", "Bytes that wait to be written to clients.", l.Pending)
+	count("slow_connections_total", "Connections ended because too much waited to be written on all of them.", l.Slow)
 	count("panics_total", "Panics that ended one connection.", l.Panics+s.Panics.Load())
 
 	if p, ok := c.b.store.(*pebble.Store); ok {

@@ -32,7 +32,7 @@ type Config struct {
 	Bans      Bans           `koanf:"bans"`
 	History   History        `koanf:"history"`
 	Auth      map[string]any `koanf:"auth"`
-	Limits    map[string]any `koanf:"limits"`
+	Limits    Limits         `koanf:"limits"`
 	Log       Log            `koanf:"log"`
 }
 
@@ -257,6 +257,17 @@ type RetainedHistory struct {
 	For  time.Duration `koanf:"for"`
 }
 
+// Limits bound what clients can take of the node.
+type Limits struct {
+	// Subscriptions of one client; 0 is no bound. A filter that is one too many is
+	// refused.
+	Subscriptions int `koanf:"subscriptions"`
+	// PendingOutput is how many bytes may wait to be written to all clients together; 0
+	// is a quarter of the memory. When there are more, the connections on which the
+	// most waits are ended.
+	PendingOutput Bytes `koanf:"pending_output"`
+}
+
 // Log is about the log on standard error.
 type Log struct {
 	// Level is debug, info, warn or error.
@@ -290,7 +301,7 @@ func Default() Config {
 		Bans:    Bans{Max: 100_000},
 		History: History{Topics: []any{}, Retained: RetainedHistory{Keep: 100, For: 720 * time.Hour}},
 		Auth:    map[string]any{},
-		Limits:  map[string]any{},
+		Limits:  Limits{Subscriptions: 100_000},
 		Log:     Log{Level: "info", Format: "console"},
 	}
 }

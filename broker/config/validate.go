@@ -27,7 +27,7 @@ const maxInterval = (math.MaxUint32 - 1) * time.Second
 func (c *Config) Validate() error {
 	for _, section := range []func() *Error{
 		c.checkNode, c.checkListeners, c.checkAdmin, c.checkStore, c.checkMQTT,
-		c.checkQueue, c.checkShared, c.checkLater, c.checkLog,
+		c.checkQueue, c.checkLimits, c.checkShared, c.checkLater, c.checkLog,
 	} {
 		if err := section(); err != nil {
 			return err
@@ -322,6 +322,13 @@ func (c *Config) checkMQTT() *Error {
 	)
 }
 
+func (c *Config) checkLimits() *Error {
+	if n := c.Limits.PendingOutput; n != 0 && n < 1<<20 {
+		return refuse("limits.pending_output", "must be 0 or at least 1MiB, not %s", n)
+	}
+	return between("limits.subscriptions", c.Limits.Subscriptions, 0, math.MaxInt)
+}
+
 func (c *Config) checkQueue() *Error {
 	if c.Queue.MaxBytes < 0 {
 		return refuse("queue.max_bytes", "must be at least 0")
@@ -359,8 +366,6 @@ func (c *Config) checkLater() *Error {
 		return refuse("history.topics", "not available in this release")
 	case len(c.Auth) > 0:
 		return refuse("auth", "not available in this release")
-	case len(c.Limits) > 0:
-		return refuse("limits", "not available in this release")
 	}
 	return first(
 		between("history.retained.keep", c.History.Retained.Keep, 0, math.MaxInt),

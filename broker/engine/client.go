@@ -66,9 +66,6 @@ type subscription struct {
 	persistence.Subscription
 }
 
-// replaces tells whether s takes the place of old, which may be nil.
-func (s *subscription) replaces(old *subscription) bool { return old != nil && s.Filter == old.Filter }
-
 // disconnect is what a client said when it went.
 type disconnect struct {
 	clean     bool // DISCONNECT came and does not ask for the will

@@ -40,21 +40,32 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	retained := false
 	var add, remove []string
 	var events [][]byte
+	last := make(map[string]int, len(req.Filters)) // where the request has a filter last
+	have := len(c.subs)
 	for i, f := range req.Filters {
 		filter := string(f.Filter)
 		if code := e.mayRead(conn, filter); code != 0 {
 			codes[i] = code
 			continue
 		}
+		old := c.subs[filter]
+		if j, ok := last[filter]; ok {
+			old = fresh[j]
+		}
+		if old == nil {
+			if e.cfg.MaxSubscriptions > 0 && have >= e.cfg.MaxSubscriptions {
+				codes[i] = wire.ReasonQuota
+				e.stats.OverSubscribed.Add(1)
+				continue
+			}
+			have++
+		}
+		last[filter] = i
 		sub := &subscription{Subscription: persistence.Subscription{
 			Filter: filter, QoS: min(f.QoS, e.cfg.MaxQoS), NoLocal: f.NoLocal, RetainAsPublished: f.RetainAsPublished,
 			RetainHandling: f.RetainHandling, Identifier: req.Identifier,
 		}}
 		codes[i] = sub.QoS
-		old := c.subs[filter]
-		if i := slices.IndexFunc(fresh[:i], sub.replaces); i >= 0 {
-			old = fresh[i]
-		}
 		existed[i] = old != nil
 		wants := e.wantsRetained(sub, existed[i], f.Shared)
 		c.replaceRetained(filter, sub, wants)
@@ -69,7 +80,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	var routed []persistence.Subscription // copies: retained messages may be on their way for one
 	var filters []string
 	for i, sub := range fresh {
-		if sub == nil || slices.ContainsFunc(fresh[i+1:], sub.replaces) {
+		if sub == nil || last[sub.Filter] != i {
 			continue // refused, or the request has the filter again
 		}
 		if old := c.subs[sub.Filter]; old != nil {

@@ -27,6 +27,7 @@ func (c *Conn) CloseAfter(w *Worker, b []byte) {
 		}
 		o.buf.b = append(o.buf.b, b...)
 		o.pending.Add(int64(len(b)))
+		c.loop.shared.queued.Add(int64(len(b)))
 	}
 	o.closing = true
 	c.closeBy.Store(c.loop.now.Load() + closeTicks)
@@ -106,7 +107,7 @@ func (c *Conn) releaseOut() (fd int, ok bool) {
 		}
 	}
 	o.buf, o.head, o.blocked = nil, nil, false
-	o.pending.Store(0)
+	c.dropLocked()
 	return fd, true
 }
 

@@ -25,6 +25,10 @@ type LoopConfig struct {
 	// WriteBound is how many bytes may wait to be written to one client before
 	// [Conn.Room] says no; 0 is 1 MiB.
 	WriteBound int64
+	// MaxPending bounds the bytes that wait to be written to all clients together.
+	// When there are more, the connections with the most are ended. It is looked at
+	// ten times a second. 0 is no bound.
+	MaxPending int64
 	// MaxPacketSize bounds what a client may send, in bytes, fixed header
 	// included; 0 is no bound but MQTT's.
 	MaxPacketSize int
@@ -182,8 +186,13 @@ func (l *Loop) sweep() {
 	defer t.Stop()
 	begin := time.Now()
 	balance := newBalancer(l)
+	press := time.NewTicker(pressure)
+	defer press.Stop()
 	for {
 		select {
+		case <-press.C:
+			l.relieve()
+			continue
 		case <-l.hot:
 			balance.look(time.Now(), false)
 			continue

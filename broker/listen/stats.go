@@ -5,11 +5,12 @@ import "sync/atomic"
 // counters are added to by one goroutine mostly, so each has its own.
 type counters struct {
 	bytesIn, bytesOut, reads, writes, waits, handed atomic.Int64
+	queued                                          atomic.Int64 // bytes appended, less those that were dropped
 	_                                               [64]byte
 }
 
 type gauges struct {
-	conns, accepted, refused, panics, malformed, moved atomic.Int64
+	conns, accepted, refused, panics, malformed, moved, slow atomic.Int64
 }
 
 // Stats is a snapshot of the counters since the start.
@@ -25,6 +26,8 @@ type Stats struct {
 	Panics            int64
 	Pollers           int64 // in use
 	Moved             int64 // connections, from poller to poller
+	Pending           int64 // bytes that wait to be written, now
+	Slow              int64 // connections ended because too many bytes waited, of all
 }
 
 // Stats returns a snapshot.
@@ -32,9 +35,11 @@ func (l *Loop) Stats() Stats {
 	s := Stats{
 		Connections: l.counts.conns.Load(), Accepted: l.counts.accepted.Load(), Refused: l.counts.refused.Load(),
 		Panics: l.counts.panics.Load(), Malformed: l.counts.malformed.Load(),
-		Pollers: int64(l.active.Load()), Moved: l.counts.moved.Load(),
+		Pollers: int64(l.active.Load()), Moved: l.counts.moved.Load(), Slow: l.counts.slow.Load(),
 	}
+	var queued int64
 	add := func(n *counters) {
+		queued += n.queued.Load()
 		s.BytesIn += n.bytesIn.Load()
 		s.BytesOut += n.bytesOut.Load()
 		s.Reads += n.reads.Load()
@@ -46,5 +51,6 @@ func (l *Loop) Stats() Stats {
 	for _, p := range l.pollers {
 		add(&p.count)
 	}
+	s.Pending = max(0, queued-s.BytesOut)
 	return s
 }

@@ -35,6 +35,9 @@ type Worker struct {
 
 	dirty []*Conn
 	count *counters // nil: the loop's shared ones
+	// queued were appended since the last Flush, to connections of loop.
+	queued int64
+	loop   *Loop
 }
 
 // NewWorker returns a Worker for a goroutine that writes to connections and is
@@ -60,18 +63,42 @@ func (c *Conn) Begin() []byte {
 // another worker on whose list it stands already). It ends the connection if
 // the peer makes the broker answer and does not read the answers.
 func (c *Conn) End(w *Worker, b []byte) {
-	if c.endLocked(b) && !c.out.dirty {
+	some, added := c.endLocked(b)
+	if some && !c.out.dirty {
 		c.out.dirty = true
 		w.dirty = append(w.dirty, c)
 	}
 	c.out.mu.Unlock()
+	if added > 0 {
+		w.queue(c.loop, added)
+	}
 	c.mayAnswer()
 }
 
-// endLocked reports whether there is something to write.
-func (c *Conn) endLocked(b []byte) bool {
+// queue counts bytes that were appended, with the next Flush, or now if there may be
+// none.
+func (w *Worker) queue(l *Loop, n int) {
+	if w.loop != l {
+		w.settle()
+		w.loop = l
+	}
+	w.queued += int64(n)
+	if len(w.dirty) == 0 {
+		w.settle()
+	}
+}
+
+func (w *Worker) settle() {
+	if w.queued != 0 {
+		w.counts(w.loop).queued.Add(w.queued)
+		w.queued = 0
+	}
+}
+
+// endLocked reports whether there is something to write, and how much more.
+func (c *Conn) endLocked(b []byte) (some bool, added int) {
 	o := &c.out
-	added := len(b) - len(o.buf.b)
+	added = len(b) - len(o.buf.b)
 	if o.closing || o.broken {
 		b, added = b[:len(b)-added], 0
 	}
@@ -79,12 +106,19 @@ func (c *Conn) endLocked(b []byte) bool {
 	if len(b) == 0 {
 		putBuffer(o.buf)
 		o.buf = nil
-		return false
+		return false, 0
 	}
 	if added > 0 && o.pending.Add(int64(added)) >= c.loop.cfg.WriteBound/2 {
 		o.over = true
 	}
-	return true
+	return true, added
+}
+
+// dropLocked counts out what waits and will not be written.
+func (c *Conn) dropLocked() {
+	if left := c.out.pending.Swap(0); left != 0 {
+		c.loop.shared.queued.Add(-left)
+	}
 }
 
 // Room is how many bytes may be appended until the bound; negative when it is
@@ -96,6 +130,7 @@ func (c *Conn) Room() int { return int(c.loop.cfg.WriteBound - c.out.pending.Loa
 // Flush writes everything that was appended by this worker: one write per
 // connection, which does not block.
 func (w *Worker) Flush() {
+	w.settle()
 	for i := 0; i < len(w.dirty); i++ { // Drained may add to it
 		c := w.dirty[i]
 		if c == nil {
@@ -202,7 +237,7 @@ func (c *Conn) breakLocked() (drained bool) {
 	}
 	o.buf, o.head = nil, nil
 	o.blocked = false
-	o.pending.Store(0)
+	c.dropLocked()
 	drained, o.over = o.over, false
 	return drained
 }
