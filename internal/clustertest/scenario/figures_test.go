@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,11 +20,52 @@ func TestTakeOverTime(t *testing.T) {
 	name := names(t)
 	old := connect(t, A, name("c"))
 	old.subscribe(name("t"), 1)
+	takeOvers(t, old, func(old *client) { old.ping() }) // it is served
+}
+
+// So it is while every node publishes to the session as fast as one client can.
+func TestTakeOverTimeWithPublishers(t *testing.T) {
+	if os.Getenv("HERALD_TEST_FIGURES") == "" {
+		t.Skip("a figure: HERALD_TEST_FIGURES=1")
+	}
+	name := names(t)
+	old := connect(t, A, name("c"))
+	old.subscribe(name("t"), 1)
+	stop, published := make(chan struct{}), make(chan int, len(box.Nodes))
+	for i := range box.Nodes {
+		pub := connect(t, i, name(fmt.Sprint("pub", i)))
+		go func() {
+			n := 0
+			defer func() { published <- n }() // also when publish has failed the test
+			for ; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					pub.publish(name("t"), fmt.Sprint(n), 1)
+				}
+			}
+		}()
+	}
+	begun := time.Now()
+	takeOvers(t, old, func(*client) { <-time.After(20 * time.Millisecond) }) // some of it under way
+	took, sum := time.Since(begun), 0
+	close(stop)
+	for range box.Nodes {
+		sum += <-published
+	}
+	t.Logf("%d publishes in %v", sum, took.Round(time.Millisecond))
+}
+
+// takeOvers has a session taken over from node to node, and measures it. before is called
+// with each connection before it loses the session.
+func takeOvers(t *testing.T, old *client, before func(old *client)) {
+	t.Helper()
 	took := make([]time.Duration, 200)
 	for i := range took {
-		old.ping() // it is served
+		before(old)
 		begun := time.Now()
-		now := connect(t, A+1+i, name("c"))
+		now := connect(t, A+1+i, old.id)
 		took[i] = time.Since(begun)
 		now.wantPresent(true)
 		old.disconnected(0x8E)
