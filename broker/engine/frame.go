@@ -11,6 +11,7 @@ import (
 	"github.com/herald-mqtt/herald/bridge"
 	"github.com/herald-mqtt/herald/broker/session"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // grantOf is a grant; see session.
@@ -256,123 +257,63 @@ func appendHeld(b []byte, request uint64, group herald.SessionID, held []persist
 
 var errFrame = errors.New("malformed frame")
 
-// reader takes a frame apart. After an error everything is zero.
-type reader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *reader) take(n uint64) []byte {
-	if r.bad || n > uint64(len(r.b)) {
-		r.bad = true
-		return nil
-	}
-	v := r.b[:n:n]
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *reader) byte() byte {
-	if v := r.take(1); v != nil {
-		return v[0]
-	}
-	return 0
-}
-
-func (r *reader) uint64() uint64 {
-	if v := r.take(8); v != nil {
-		return binary.BigEndian.Uint64(v)
-	}
-	return 0
-}
-
-func (r *reader) uvarint() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
-		r.bad = true
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *reader) varint() int64 {
-	v, n := binary.Varint(r.b)
-	if n <= 0 {
-		r.bad = true
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-// count is how many things of at least size bytes follow.
-func (r *reader) count(size uint64) int {
-	n := r.uvarint()
-	if r.bad || n > uint64(len(r.b))/size {
-		r.bad = true
-		return 0
-	}
-	return int(n)
-}
-
-func (r *reader) ids() []herald.ID {
-	ids := make([]herald.ID, r.count(8))
+func takeIDs(r *record.Decoder) []herald.ID {
+	ids := make([]herald.ID, r.Count(8))
 	for i := range ids {
-		ids[i] = herald.ID(r.uint64())
+		ids[i] = herald.ID(r.Uint64())
 	}
 	return ids
 }
 
-func (r *reader) bytes() []byte { return r.take(r.uvarint()) }
-
 // decodeFrame takes a frame apart; the result points into b.
 func decodeFrame(b []byte) (f frame, err error) {
-	r := reader{b: b}
-	if v := r.byte(); v != frameVersion {
+	r := record.Decoder{B: b}
+	if v := r.Byte(); v != frameVersion {
 		return f, fmt.Errorf("frame of version %d", v)
 	}
-	f.kind = r.byte()
+	f.kind = r.Byte()
 	switch f.kind {
 	case framePublish:
 		f.publish(&r)
 	case frameClosed, frameLook, frameAsk, frameBans:
-		f.id = herald.ID(r.uint64())
+		f.id = herald.ID(r.Uint64())
 	case frameRelease:
-		f.request, f.subject, f.epoch = r.uint64(), persistence.Kind(r.byte()), r.uint64()
+		f.request, f.subject, f.epoch = r.Uint64(), persistence.Kind(r.Byte()), r.Uint64()
 		f.subject, f.ends = f.subject&^flagEnds, f.subject&flagEnds != 0
-		f.name = string(r.bytes())
+		f.name = string(r.Bytes())
 	case frameGranted:
-		f.request, f.epoch = r.uint64(), r.uint64()
+		f.request, f.epoch = r.Uint64(), r.Uint64()
 	case frameKick:
-		f.name = string(r.bytes())
+		f.name = string(r.Bytes())
 	case frameWithdraw, frameReady:
-		f.request = r.uint64()
+		f.request = r.Uint64()
 	case frameDeal:
-		f.group, f.session = herald.SessionID(r.uint64()), herald.SessionID(r.uint64())
-		how := r.byte()
+		f.group, f.session = herald.SessionID(r.Uint64()), herald.SessionID(r.Uint64())
+		how := r.Byte()
 		f.grant = &session.Grant{QoS: min(how&flagQoS, 2), Retain: how&flagRetain != 0}
-		for range r.count(1) {
-			f.grant.Identifiers = append(f.grant.Identifiers, uint32(r.uvarint()))
+		for range r.Count(1) {
+			f.grant.Identifiers = append(f.grant.Identifiers, uint32(r.Uvarint()))
 		}
 		f.publish(&r)
-		r.bad = r.bad || len(f.messages) != 1
+		if len(f.messages) != 1 {
+			r.Fail("what is dealt is one message")
+		}
 	case frameDone:
-		f.group = herald.SessionID(r.uint64())
-		f.settled, f.back = r.ids(), r.ids()
+		f.group = herald.SessionID(r.Uint64())
+		f.settled, f.back = takeIDs(&r), takeIDs(&r)
 	case frameAskHeld:
-		f.request, f.group = r.uint64(), herald.SessionID(r.uint64())
+		f.request, f.group = r.Uint64(), herald.SessionID(r.Uint64())
 	case frameHeld:
-		f.request, f.group = r.uint64(), herald.SessionID(r.uint64())
-		for range r.count(16) {
+		f.request, f.group = r.Uint64(), herald.SessionID(r.Uint64())
+		for range r.Count(16) {
 			f.held = append(f.held, persistence.Sent{
-				Session: herald.SessionID(r.uint64()), ID: herald.ID(r.uint64()), Source: f.group, Step: persistence.Published,
+				Session: herald.SessionID(r.Uint64()), ID: herald.ID(r.Uint64()), Source: f.group, Step: persistence.Published,
 			})
 		}
 	default:
 		return f, fmt.Errorf("frame of kind %d", f.kind)
 	}
-	if r.bad || len(r.b) > 0 {
+	if r.Err != nil || len(r.B) > 0 {
 		return frame{}, errFrame
 	}
 	return f, nil
@@ -382,14 +323,14 @@ func decodeFrame(b []byte) (f frame, err error) {
 // than the least that they take in it. A run has at most maxRun.
 const maxFrameMessages = 16 * maxRun
 
-func (f *frame) publish(r *reader) {
-	f.whom = r.byte()
-	flags := r.byte()
-	f.from = herald.SessionID(r.uint64())
-	topic := string(r.bytes())
-	n := r.count(2)
+func (f *frame) publish(r *record.Decoder) {
+	f.whom = r.Byte()
+	flags := r.Byte()
+	f.from = herald.SessionID(r.Uint64())
+	topic := string(r.Bytes())
+	n := r.Count(2)
 	if flags&flagQoS == 3 || !herald.ValidTopic(topic) || n == 0 || n > maxFrameMessages {
-		r.bad = true
+		r.Fail("no publish")
 		return
 	}
 	all := make([]herald.Message, n)
@@ -399,14 +340,14 @@ func (f *frame) publish(r *reader) {
 		f.messages[i] = m
 		m.Publisher, m.Topic, m.QoS, m.Retain = f.from, topic, flags&flagQoS, flags&flagRetain != 0
 		if flags&flagNumbered != 0 {
-			m.ID = herald.ID(r.uint64())
+			m.ID = herald.ID(r.Uint64())
 		}
 		if flags&flagExpires != 0 {
-			m.Expires = r.varint()
+			m.Expires = r.Varint()
 		}
-		if p := r.bytes(); len(p) > 0 {
+		if p := r.Bytes(); len(p) > 0 {
 			m.Properties = p
 		}
-		m.Payload = r.bytes()
+		m.Payload = r.Bytes()
 	}
 }

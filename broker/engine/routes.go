@@ -15,6 +15,7 @@ import (
 	"github.com/herald-mqtt/herald/bridge"
 	"github.com/herald-mqtt/herald/broker/topic"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // What a node announces. Routes are a set of strings:
@@ -353,15 +354,15 @@ func (e *Engine) dropRoutes(p *peer) {
 
 // event carries out what another node has done to a durable session.
 func (e *Engine) event(b []byte) error {
-	r := reader{b: b}
-	kind, id := r.byte(), herald.SessionID(r.uint64())
+	r := record.Decoder{B: b}
+	kind, id := r.Byte(), herald.SessionID(r.Uint64())
 	switch kind {
 	case eventSubscribed:
-		flags, identifier := r.byte(), r.uvarint()
+		flags, identifier := r.Byte(), r.Uvarint()
 		sub := persistence.Subscription{
-			Filter: string(r.b), QoS: min(flags&3, 2), NoLocal: flags&4 != 0, RetainAsPublished: flags&8 != 0, Identifier: uint32(identifier),
+			Filter: string(r.B), QoS: min(flags&3, 2), NoLocal: flags&4 != 0, RetainAsPublished: flags&8 != 0, Identifier: uint32(identifier),
 		}
-		if _, _, _, ok := herald.SplitShare(sub.Filter); r.bad || !ok {
+		if _, _, _, ok := herald.SplitShare(sub.Filter); r.Err != nil || !ok {
 			return errFrame
 		}
 		e.touch(id, sub.Filter)
@@ -372,23 +373,23 @@ func (e *Engine) event(b []byte) error {
 		}
 		return e.routeTo(h, sub)
 	case eventUnsubscribed:
-		if r.bad {
+		if r.Err != nil {
 			return errFrame
 		}
-		e.touch(id, string(r.b))
-		if key, shared := shareKey(string(r.b)); shared {
+		e.touch(id, string(r.B))
+		if key, shared := shareKey(string(r.B)); shared {
 			e.unshares(key, id)
 		} else if h := e.handle(id); h != nil {
-			e.unroute(h, string(r.b))
+			e.unroute(h, string(r.B))
 		}
 	case eventEnded:
-		if r.bad {
+		if r.Err != nil {
 			return errFrame
 		}
 		e.dropHandle(id)
 	case eventGroup, eventGroupEnded:
-		key := string(r.b)
-		if r.bad || filterOf(key) == key || !herald.ValidFilter(filterOf(key)) {
+		key := string(r.B)
+		if r.Err != nil || filterOf(key) == key || !herald.ValidFilter(filterOf(key)) {
 			return errFrame
 		}
 		if kind == eventGroup {

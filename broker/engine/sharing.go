@@ -13,6 +13,7 @@ import (
 	"github.com/herald-mqtt/herald/broker/session"
 	"github.com/herald-mqtt/herald/broker/topic"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // Shared groups of a cluster. Every group has an inbox, and every node has the
@@ -153,11 +154,11 @@ func memberRoute(id herald.SessionID, sub *persistence.Subscription) string {
 
 // parseMember takes one apart.
 func (e *Engine) parseMember(route string) (key string, id herald.SessionID, g *session.Grant, err error) {
-	r := reader{b: []byte(route[1:])}
-	id = herald.SessionID(r.uint64())
-	how, identifier := r.byte(), r.uvarint()
-	key = string(r.b)
-	if r.bad || !herald.ValidFilter(filterOf(key)) || filterOf(key) == key {
+	r := record.Decoder{B: []byte(route[1:])}
+	id = herald.SessionID(r.Uint64())
+	how, identifier := r.Byte(), r.Uvarint()
+	key = string(r.B)
+	if r.Err != nil || !herald.ValidFilter(filterOf(key)) || filterOf(key) == key {
 		return "", 0, nil, errors.New("malformed member")
 	}
 	return key, id, e.grants.of(topic.Options{QoS: min(how&3, 2), RetainAsPublished: how&8 != 0, Identifier: uint32(identifier)}), nil

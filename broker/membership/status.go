@@ -8,6 +8,7 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
+	"github.com/herald-mqtt/herald/persistence/record"
 )
 
 // Status is what a node says of itself, in its row.
@@ -129,23 +130,25 @@ func decodeStatus(b []byte) (Status, error) {
 	if len(b) > 0 && b[0] > statusVersion {
 		return Status{}, fmt.Errorf("membership: status version %d: %w", b[0], herald.ErrSchemaNewer)
 	}
-	r := reader{b: b}
-	s := Status{Version: r.byte()}
-	flags := r.byte()
+	r := record.Decoder{B: b}
+	s := Status{Version: r.Byte()}
+	flags := r.Byte()
 	s.Bridge, s.Leaving = flags&flagBridge != 0, flags&flagLeaving != 0
-	s.Clock, s.Closed = herald.ID(r.uint64()), herald.ID(r.uint64())
-	s.Owes = r.uint64()
-	s.Address = string(r.take(int(r.byte())))
+	s.Clock, s.Closed = herald.ID(r.Uint64()), herald.ID(r.Uint64())
+	s.Owes = r.Uint64()
+	s.Address = string(r.Take(uint64(r.Byte())))
 	s.Looked = readNodes[uint64](&r)
 	s.Met = readNodes[uint64](&r)
 	s.Covered = readNodes[herald.ID](&r)
-	for range min(r.uint16(), maxWanted+1) {
-		w := Want{Node: r.uint16()}
-		w.Name = string(r.take(int(r.uint16())))
-		r.bad = r.bad || w.Node > herald.MaxNode || len(w.Name) > maxName || len(s.Wanted) == maxWanted
+	for range min(r.Uint16(), maxWanted+1) {
+		w := Want{Node: r.Uint16()}
+		w.Name = string(r.Take(uint64(r.Uint16())))
+		if w.Node > herald.MaxNode || len(w.Name) > maxName || len(s.Wanted) == maxWanted {
+			r.Fail("what is wanted is out of bounds")
+		}
 		s.Wanted = append(s.Wanted, w)
 	}
-	if r.bad || len(r.b) > 0 || s.Version != statusVersion || flags&^(flagBridge|flagLeaving) != 0 {
+	if r.Err != nil || len(r.B) > 0 || s.Version != statusVersion || flags&^(flagBridge|flagLeaving) != 0 {
 		return Status{}, fmt.Errorf("membership: status: %w", herald.ErrCorrupt)
 	}
 	return s, nil
@@ -159,47 +162,10 @@ func owedBy(row persistence.Member) uint64 {
 	return 0
 }
 
-// reader takes fields off b. Once there was too little, all that follows is zero.
-type reader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *reader) take(n int) []byte {
-	if r.bad || len(r.b) < n {
-		r.bad = true
-		return nil
-	}
-	b := r.b[:n]
-	r.b = r.b[n:]
-	return b
-}
-
-func (r *reader) byte() byte {
-	if b := r.take(1); b != nil {
-		return b[0]
-	}
-	return 0
-}
-
-func (r *reader) uint16() uint16 {
-	if b := r.take(2); b != nil {
-		return binary.BigEndian.Uint16(b)
-	}
-	return 0
-}
-
-func (r *reader) uint64() uint64 {
-	if b := r.take(8); b != nil {
-		return binary.BigEndian.Uint64(b)
-	}
-	return 0
-}
-
-func readNodes[V ~uint64](r *reader) map[uint16]V {
-	count := int(r.uint16())
-	if r.bad || len(r.b) < 10*count {
-		r.bad = true
+func readNodes[V ~uint64](r *record.Decoder) map[uint16]V {
+	count := int(r.Uint16())
+	if len(r.B) < 10*count {
+		r.Fail("count beyond the status")
 		return nil
 	}
 	if count == 0 {
@@ -207,12 +173,12 @@ func readNodes[V ~uint64](r *reader) map[uint16]V {
 	}
 	m := make(map[uint16]V, count)
 	for i, last := 0, uint16(0); i < count; i++ {
-		node := r.uint16()
+		node := r.Uint16()
 		if node > herald.MaxNode || i > 0 && node <= last {
-			r.bad = true
+			r.Fail("nodes out of order")
 			return nil
 		}
-		m[node], last = V(r.uint64()), node
+		m[node], last = V(r.Uint64()), node
 	}
 	return m
 }

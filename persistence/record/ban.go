@@ -34,11 +34,11 @@ func (d *Decoder) Ban() (c persistence.BanChange) {
 	if c.Kind < persistence.BanClient || c.Kind > persistence.BanAddress {
 		d.Fail("unknown kind of ban")
 	}
-	c.Who = d.string()
+	c.Who = d.String()
 	if c.Gone {
 		return c
 	}
-	c.Since, c.Until = d.varint(), d.varint()
-	c.Reason, c.By = d.string(), d.string()
+	c.Since, c.Until = d.Varint(), d.Varint()
+	c.Reason, c.By = d.String(), d.String()
 	return c
 }

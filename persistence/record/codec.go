@@ -190,7 +190,8 @@ func AppendMark(b []byte, low herald.ID, above []herald.ID) []byte {
 // Decoder reads what the append functions wrote. The first thing that does not
 // fit sets Err; from then on it returns zero values, so a caller reads everything
 // it wants and looks at Err once. It never panics, allocates no more than a small
-// multiple of what it is given, and returns nothing that points into it.
+// multiple of what it is given, and, Take and Bytes apart, returns nothing that points
+// into it.
 type Decoder struct {
 	B   []byte // what is left
 	Err error  // wraps herald.ErrCorrupt
@@ -238,7 +239,8 @@ func (d *Decoder) Uint64() uint64 {
 	return v
 }
 
-func (d *Decoder) uvarint() uint64 {
+// Uvarint reads a number of 1 to 10 bytes.
+func (d *Decoder) Uvarint() uint64 {
 	v, n := binary.Uvarint(d.B)
 	if n <= 0 {
 		d.Fail("bad number")
@@ -248,7 +250,8 @@ func (d *Decoder) uvarint() uint64 {
 	return v
 }
 
-func (d *Decoder) varint() int64 {
+// Varint reads a number that may be negative.
+func (d *Decoder) Varint() int64 {
 	v, n := binary.Varint(d.B)
 	if n <= 0 {
 		d.Fail("bad number")
@@ -258,10 +261,10 @@ func (d *Decoder) varint() int64 {
 	return v
 }
 
-// count reads a number of items of at least size bytes each, so that a damaged
+// Count reads a number of items of at least size bytes each, so that a damaged
 // count cannot make the reader allocate more than what is there.
-func (d *Decoder) count(size int) int {
-	v := d.uvarint()
+func (d *Decoder) Count(size int) int {
+	v := d.Uvarint()
 	if v > uint64(len(d.B)/size) {
 		d.Fail("count beyond the record")
 		return 0
@@ -269,9 +272,8 @@ func (d *Decoder) count(size int) int {
 	return int(v)
 }
 
-// bytes returns a part of the input, not a copy.
-func (d *Decoder) bytes() []byte {
-	n := d.uvarint()
+// Take returns the next n bytes: a part of the input, not a copy.
+func (d *Decoder) Take(n uint64) []byte {
 	if n > uint64(len(d.B)) {
 		d.Fail("length beyond the record")
 		return nil
@@ -281,7 +283,11 @@ func (d *Decoder) bytes() []byte {
 	return v
 }
 
-func (d *Decoder) string() string { return string(d.bytes()) }
+// Bytes reads a length and so many bytes: a part of the input, not a copy.
+func (d *Decoder) Bytes() []byte { return d.Take(d.Uvarint()) }
+
+// String is Bytes, copied.
+func (d *Decoder) String() string { return string(d.Bytes()) }
 
 // Message decodes into m, which is zero. before is as for AppendMessage.
 func (d *Decoder) Message(m, before *herald.Message) {
@@ -293,11 +299,11 @@ func (d *Decoder) Message(m, before *herald.Message) {
 		m.Publisher = herald.SessionID(d.Uint64())
 	}
 	if f&msgExpires != 0 {
-		m.Expires = d.varint()
+		m.Expires = d.Varint()
 	}
 	switch {
 	case f&msgSameTopic == 0:
-		m.Topic = d.string()
+		m.Topic = d.String()
 	case before != nil:
 		m.Topic = before.Topic
 	default:
@@ -305,9 +311,9 @@ func (d *Decoder) Message(m, before *herald.Message) {
 	}
 	var props []byte
 	if f&msgProps != 0 {
-		props = d.bytes()
+		props = d.Bytes()
 	}
-	payload := d.bytes()
+	payload := d.Bytes()
 	if d.Err != nil || (len(props)+len(payload) == 0 && f&msgProps == 0) {
 		return
 	}
@@ -324,10 +330,10 @@ func (d *Decoder) Message(m, before *herald.Message) {
 func (d *Decoder) how() (qos byte, retain bool, ids []uint32) {
 	f := d.Byte()
 	if f&howIDs != 0 {
-		n := d.count(1)
+		n := d.Count(1)
 		ids = make([]uint32, 0, n)
 		for range n {
-			ids = append(ids, uint32(d.uvarint()))
+			ids = append(ids, uint32(d.Uvarint()))
 		}
 	}
 	return f & howQoS, f&howRetain != 0, ids
@@ -336,13 +342,13 @@ func (d *Decoder) how() (qos byte, retain bool, ids []uint32) {
 // Mark decodes what AppendMark wrote.
 func (d *Decoder) Mark() (low herald.ID, above []herald.ID) {
 	low = herald.ID(d.Uint64())
-	n := d.count(1)
+	n := d.Count(1)
 	if n > 0 {
 		above = make([]herald.ID, 0, n)
 	}
 	at := low
 	for range n {
-		at += herald.ID(d.uvarint())
+		at += herald.ID(d.Uvarint())
 		above = append(above, at)
 	}
 	return low, above
@@ -357,7 +363,7 @@ func (d *Decoder) Batch() *persistence.Batch {
 		if tag == tagEnd || d.Err != nil {
 			break
 		}
-		n := d.count(1)
+		n := d.Count(1)
 		for range n {
 			if d.Err != nil {
 				break
@@ -398,7 +404,7 @@ func (d *Decoder) item(tag byte, bt *persistence.Batch) {
 
 func (d *Decoder) spread() persistence.Spread {
 	var sp persistence.Spread
-	n := d.count(10)
+	n := d.Count(10)
 	if n > 0 {
 		all := make([]herald.Message, n)
 		sp.Messages = make([]*herald.Message, n)
@@ -409,7 +415,7 @@ func (d *Decoder) spread() persistence.Spread {
 			before = &all[i]
 		}
 	}
-	if n = d.count(9); n > 0 {
+	if n = d.Count(9); n > 0 {
 		sp.Targets = make([]persistence.Target, n)
 		for i := range sp.Targets {
 			t := &sp.Targets[i]

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -116,4 +117,29 @@ func FuzzBatch(f *testing.F) {
 			read(&Decoder{B: b})
 		}
 	})
+}
+
+// Whoever reads fields of their own is kept within the bytes that there are, and the
+// first thing that does not fit stands in Err, whatever is read after it.
+func TestDecoderIsBounded(t *testing.T) {
+	for name, read := range map[string]func(*Decoder) bool{
+		"take":   func(d *Decoder) bool { return d.Take(4) == nil },
+		"bytes":  func(d *Decoder) bool { return d.Bytes() == nil },
+		"string": func(d *Decoder) bool { return d.String() == "" },
+		"count":  func(d *Decoder) bool { return d.Count(1) == 0 },
+		"uint64": func(d *Decoder) bool { return d.Uint64() == 0 },
+	} {
+		d := Decoder{B: []byte{9, 1, 2}}
+		if !read(&d) || !errors.Is(d.Err, herald.ErrCorrupt) || len(d.B) > 0 {
+			t.Errorf("%s beyond the end: %v, %d bytes left", name, d.Err, len(d.B))
+		}
+		first := d.Err
+		if d.Fail("later"); d.Take(0) != nil || d.Byte() != 0 || d.Uvarint() != 0 || d.Varint() != 0 || !errors.Is(d.Err, first) {
+			t.Errorf("%s: after the error something is read, or it is another", name)
+		}
+	}
+	d := Decoder{B: []byte{2, 1, 2}}
+	if b := d.Bytes(); len(b) != 2 || cap(b) != 2 || d.Err != nil {
+		t.Errorf("%v with room for %d, %v", b, cap(b), d.Err)
+	}
 }

@@ -56,7 +56,7 @@ func (d *Decoder) entryHead() (pointer bool, expires int64) {
 	d.Version()
 	f := d.Byte()
 	if f&entryExpires != 0 {
-		expires = d.varint()
+		expires = d.Varint()
 	}
 	return f&entryPointer != 0, expires
 }

@@ -55,13 +55,13 @@ func (d *Decoder) row(tag byte, bt *persistence.Batch) {
 		bt.Sessions = append(bt.Sessions, d.Session())
 	case tagSubscribe:
 		sub := persistence.SubscriptionOf{Session: herald.SessionID(d.Uint64())}
-		filter := d.string()
+		filter := d.String()
 		sub.Subscription = d.Subscription()
 		sub.Filter = filter
 		bt.Subscribe = append(bt.Subscribe, sub)
 	case tagUnsubscribe:
 		bt.Unsubscribe = append(bt.Unsubscribe, persistence.FilterOf{
-			Session: herald.SessionID(d.Uint64()), Filter: d.string()})
+			Session: herald.SessionID(d.Uint64()), Filter: d.String()})
 	case tagWill:
 		bt.Wills = append(bt.Wills, d.Will())
 	case tagWillGone:
@@ -107,14 +107,14 @@ func (d *Decoder) Session() (s persistence.Session) {
 	s.ID = herald.SessionID(d.Uint64())
 	s.Kind = persistence.Kind(d.Byte())
 	s.Version = herald.Version(d.Byte())
-	s.Name = d.string()
-	s.Epoch = d.uvarint()
-	s.ExpiryInterval = uint32(d.uvarint())
-	s.Expires = d.varint()
-	s.Connected = d.varint()
-	s.Disconnected = d.varint()
-	s.Node = uint16(d.uvarint())
-	s.Life = d.uvarint()
+	s.Name = d.String()
+	s.Epoch = d.Uvarint()
+	s.ExpiryInterval = uint32(d.Uvarint())
+	s.Expires = d.Varint()
+	s.Connected = d.Varint()
+	s.Disconnected = d.Varint()
+	s.Node = uint16(d.Uvarint())
+	s.Life = d.Uvarint()
 	return s
 }
 
@@ -164,11 +164,11 @@ func (d *Decoder) Subscription() (s persistence.Subscription) {
 	s.RetainAsPublished = f&subRetainAsPublished != 0
 	s.RetainHandling = f & subRetainHandling >> 4
 	if f&subIdentifier != 0 {
-		s.Identifier = uint32(d.uvarint())
+		s.Identifier = uint32(d.Uvarint())
 	}
 	if f&subRetained != 0 {
 		s.RetainedUpTo = herald.ID(d.Uint64())
-		s.RetainedAfter = d.string()
+		s.RetainedAfter = d.String()
 	}
 	return s
 }
@@ -189,11 +189,11 @@ func AppendWill(b []byte, w *persistence.Will) []byte {
 func (d *Decoder) Will() (w persistence.Will) {
 	d.Version()
 	w.Session = herald.SessionID(d.Uint64())
-	w.Client = d.string()
-	w.Delay = uint32(d.uvarint())
-	w.Due = d.varint()
-	w.Node = uint16(d.uvarint())
-	w.Life = d.uvarint()
+	w.Client = d.String()
+	w.Delay = uint32(d.Uvarint())
+	w.Due = d.Varint()
+	w.Node = uint16(d.Uvarint())
+	w.Life = d.Uvarint()
 	d.Message(&w.Message, nil)
 	return w
 }
