@@ -483,7 +483,7 @@ func (w *world) recover(names int) {
 		u.feel(well, w.rand.Uint64())
 		u.store.Resume()
 	}
-	for range 200 {
+	for range 400 { // a handler may take 40 s, one after the other
 		time.Sleep(500 * time.Millisecond)
 		w.tend(names)
 	}
