@@ -293,14 +293,18 @@ func (b *Broker) stop() error {
 	}
 	ctx, cancel = part(2)
 	defer cancel()
-	b.engine.Stop(ctx)
+	through := b.engine.Stop(ctx)
 	if b.cluster != nil {
 		ctx, cancel := part(2)
 		defer cancel()
-		if b.cluster.Valid() {
-			err = errors.Join(err, b.cluster.leave(ctx, covered))
-		} else {
+		switch {
+		case !b.cluster.Valid():
 			b.cluster.close()
+		case !through: // who leaves owes nobody anything
+			b.log.Warn("not everything is committed; the other nodes finish it, when they find this one dead")
+			b.cluster.close()
+		default:
+			err = errors.Join(err, b.cluster.leave(ctx, covered))
 		}
 	}
 	return errors.Join(err, b.mochi.Close(), b.store.Close())

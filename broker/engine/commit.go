@@ -95,10 +95,10 @@ func (f *flight) newest() herald.ID {
 	return f.last
 }
 
-// pass returns when everything is through that was under way when it was called,
-// or when ctx ends.
-func (f *flight) pass(ctx context.Context) {
-	f.await(ctx, func(last herald.ID) bool { return len(f.queue) == 0 || f.queue[0].first > last })
+// pass returns true when everything is through that was under way when it was called,
+// or false when ctx ends.
+func (f *flight) pass(ctx context.Context) bool {
+	return f.await(ctx, func(last herald.ID) bool { return len(f.queue) == 0 || f.queue[0].first > last })
 }
 
 // passOf is pass for what a client has published, be it over earlier connections: what
@@ -109,9 +109,9 @@ func (f *flight) passOf(ctx context.Context, from string) {
 	})
 }
 
-// await returns when something holds of the queue and of what was the newest ID when
-// it was called, or when ctx ends.
-func (f *flight) await(ctx context.Context, is func(last herald.ID) bool) {
+// await returns true when something holds of the queue and of what was the newest ID
+// when it was called, or false when ctx ends.
+func (f *flight) await(ctx context.Context, is func(last herald.ID) bool) bool {
 	f.mu.Lock()
 	last := f.last
 	for !is(last) {
@@ -123,11 +123,12 @@ func (f *flight) await(ctx context.Context, is func(last herald.ID) bool) {
 		select {
 		case <-ch:
 		case <-ctx.Done():
-			return
+			return false
 		}
 		f.mu.Lock()
 	}
 	f.mu.Unlock()
+	return true
 }
 
 // shipment is a batch of publishes of one client on its way from intake to

@@ -262,11 +262,12 @@ func (e *Engine) Start(ctx context.Context) error {
 func (e *Engine) Halt() { e.endLife() }
 
 // Stop ends what runs in the background, after the connections were closed. It
-// returns when everything that was accepted is committed, or, with some of it
-// left for the next start to find, when ctx ends.
-func (e *Engine) Stop(ctx context.Context) {
+// returns true when everything that was accepted is committed, and spread, or false when
+// ctx ends: some of it may be left for the next start to find, or for who finishes this
+// life. Of several calls only the first waits and knows.
+func (e *Engine) Stop(ctx context.Context) (through bool) {
 	if !e.stopping.CompareAndSwap(false, true) {
-		return
+		return false
 	}
 	e.endLife()
 	close(e.quit)
@@ -275,8 +276,10 @@ func (e *Engine) Stop(ctx context.Context) {
 	undo := context.AfterFunc(ctx, e.cancel)
 	e.jobs.end()
 	undo()
+	through = e.flight.pass(ctx) // of what those have published, too
 	stopWorkers(e.workers)
 	e.cancel()
+	return through
 }
 
 func (e *Engine) now() int64 { return e.cfg.Now().UnixMilli() }

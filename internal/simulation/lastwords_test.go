@@ -1,6 +1,8 @@
 package simulation
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,4 +77,43 @@ func (s scene) landsIntent(n *node) bool {
 		}
 	}
 	return false
+}
+
+// A node that is stopped before it has spread what it has acknowledged does not leave: then
+// nobody would finish that.
+func TestWhoOwesDoesNotLeave(t *testing.T) {
+	subscribers := strings.Fields("a b c d e f")
+	scenes(t, 2, "a b c d e f p", func(s scene) {
+		n0, n1 := s.nodes[0], s.nodes[1]
+		s.client("p").durable = false // there is nothing to be put away
+		s.begin(n0)
+		s.begin(n1)
+		s.attend(n0, subscribers...)
+		s.subscribed(subscribers...)
+		s.attend(n1, "p")
+		s.line(n1, lineSlow)
+		s.publish("p", "t/0")
+		s.until("it is acknowledged", func() bool { return len(s.client("p").out) == 0 }, "p")
+		s.line(n1, lineCut)
+		store, left := n1.now.store, make(chan error, 1)
+		go func() { left <- n1.leave() }()
+		s.passes(500*time.Millisecond, subscribers...)
+		s.givesUp(store)
+		s.passes(2*time.Second, subscribers...)
+		s.line(n1, lineUp) // its lease has not run out
+		s.until("it has stopped", func() bool { return len(left) > 0 }, subscribers...)
+		s.logf("it has stopped: %v", <-left)
+		s.nodes = []*node{n0} // it never comes back
+	})
+}
+
+// givesUp has a store give up what it commits, as if that had taken for long.
+func (s scene) givesUp(store *Shared) {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	for _, j := range slices.Clone(store.line) {
+		if !j.finished && !j.begun {
+			store.fail(j)
+		}
+	}
 }

@@ -315,20 +315,22 @@ func (n *node) leave() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	done := make(chan struct{})
+	done := make(chan bool, 1)
 	go func() {
 		for _, c := range conns {
 			<-c.end
 		}
-		e.Stop(ctx)
-		close(done)
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		done <- e.Stop(ctx)
 	}()
+	through := false
 	select {
-	case <-done:
+	case through = <-done:
 	case <-ctx.Done():
 	}
-	err := errors.New("the lease has run out")
-	if l.member.Valid() {
+	err := errors.New("the lease has run out, or not everything is committed")
+	if l.member.Valid() && through {
 		if err = l.opened.Load().flush(ctx); err == nil {
 			err = l.member.Leave(ctx)
 		}
