@@ -138,12 +138,13 @@ func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() b
 }
 
 // claimed tells who has a claim: with hint it may be that somebody else, who is live,
-// had it before. He knows whether he has it still.
+// had it before, who knows whether he has it still; or that nobody had, which whoever
+// claims it then finds out.
 func (e *Engine) claimed(ctx context.Context, k ownerKey, hint bool) (persistence.Claim, error) {
 	n := &e.nodes
 	if h, ok := n.store.(persistence.ClaimHinter); ok && hint {
 		c, err := h.ClaimHint(ctx, k.kind, k.name)
-		if owner := ownerOf(c); err == nil && c.Epoch != 0 && owner != n.self && n.Live(owner) {
+		if owner := ownerOf(c); err == nil && (c.Epoch == 0 || owner != n.self && n.Live(owner)) {
 			return c, nil
 		}
 	}

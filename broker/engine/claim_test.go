@@ -253,7 +253,8 @@ func TestAHintDecidesNothing(t *testing.T) {
 		{"right", persistence.Claim{Owner: 2, Life: 1, Epoch: 7}, persistence.Claim{Owner: 2, Life: 1, Epoch: 7}, 8, true, []string{"hint"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 8}},
 		{"old", persistence.Claim{Owner: 3, Life: 1, Epoch: 5}, persistence.Claim{Owner: 1, Life: 1, Epoch: 8}, 0, true, []string{"hint", "claimed"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 8}},
 		{"this node", persistence.Claim{Owner: 1, Life: 1, Epoch: 7}, persistence.Claim{Owner: 1, Life: 1, Epoch: 7}, 0, false, []string{"hint", "claimed"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 7}},
-		{"nobody", persistence.Claim{}, persistence.Claim{}, 0, false, []string{"hint", "claimed", "claim"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 1}},
+		{"nobody", persistence.Claim{}, persistence.Claim{}, 0, false, []string{"hint", "claim"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 1}},
+		{"nobody yet", persistence.Claim{}, persistence.Claim{Owner: 2, Life: 1, Epoch: 7}, 8, true, []string{"hint", "claim", "claimed"}, persistence.Claim{Owner: 1, Life: 1, Epoch: 8}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
