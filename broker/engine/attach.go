@@ -153,11 +153,15 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	} else if exists {
 		b.WillsGone = []herald.SessionID{row.ID}
 	}
-	// A delayed will that is not due yet is not sent. One that is due goes before
-	// the batch: its row is to go, not that of the will which takes its place.
+	// A delayed will that is not due yet is not sent. One that is due, or was to be sent
+	// at once, goes before the batch: its row is to go, not that of the will which takes
+	// its place.
 	pending := e.wills.take(row.ID)
-	if pending != nil && pending.Due <= now {
-		e.publishWill(pending)
+	if pending != nil && (pending.Due <= now || pending.Delay == 0) {
+		if err := e.publishWillNow(pending); err != nil {
+			e.wills.add(pending)
+			return Connack{}, err
+		}
 		pending = nil
 	}
 	if !b.Empty() {

@@ -60,12 +60,21 @@ func (e *Engine) bury(m persistence.Member) error {
 			return err // some of it may be in: the same again
 		}
 	}
-	for i := range g.batch.Wills {
-		e.wills.add(&g.batch.Wills[i])
+	wills := len(g.batch.Wills)
+	for ; len(g.batch.Wills) > 0; g.batch.Wills = g.batch.Wills[1:] {
+		w := &g.batch.Wills[0]
+		if w.Delay > 0 {
+			e.wills.add(w)
+			continue
+		}
+		// Before its client is served again, with another will in its place.
+		if err := e.publishWillNow(w); err != nil {
+			return err
+		}
 	}
 	delete(n.graves, key)
 	e.log.Info("what a dead node had begun is finished", zap.String("node", m.Name), zap.Int("sessions", len(g.batch.Sessions)),
-		zap.Int("wills", len(g.batch.Wills)), zap.Int64("ms", e.now()-began))
+		zap.Int("wills", wills), zap.Int64("ms", e.now()-began))
 	return nil
 }
 

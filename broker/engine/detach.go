@@ -164,18 +164,19 @@ func (e *Engine) putAway(c *client, env session.Env, ending disconnect, takeOver
 			b.Wills = append(b.Wills, *will)
 		}
 	}
+	if will != nil && will.Due == 0 {
+		// Before the session's row is written: who goes on with the session is ahead of
+		// that, and so is its next will of the removal of this one.
+		e.surely("publishing a will", c.h.id, func() error { return e.publishWillNow(will) })
+	}
 	if e.nodes.on() {
 		e.nodes.store.Observe(e.flight.newest()) // who reads the row is ahead of it: see follow
 	}
 	if !b.Empty() {
 		e.commitSurely(&b, "putting a session away", c.h.id)
 	}
-	switch {
-	case will == nil:
-	case will.Due != 0: // not before its row is there, which goes when it is published
+	if will != nil && will.Due != 0 { // not before its row is there, which goes when it is published
 		e.wills.add(will)
-	default:
-		e.publishWill(will)
 	}
 	if ends {
 		e.endClient(c, row)
@@ -250,8 +251,13 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 // commitSurely commits a batch, however long the store is away: without it what a
 // member has of a shared group would be nobody's. It gives up when the engine stops.
 func (e *Engine) commitSurely(b *persistence.Batch, what string, id herald.SessionID) {
+	e.surely(what, id, func() error { return e.commit(b) })
+}
+
+// surely does something with the store until it succeeds, or the engine stops.
+func (e *Engine) surely(what string, id herald.SessionID, f func() error) {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		err := e.commit(b)
+		err := f()
 		if err == nil {
 			return
 		}

@@ -134,11 +134,12 @@ func (e *Engine) housekeep() {
 			e.mark()
 			return
 		case now := <-t.C:
-			e.wills.publishDue(e, now.UnixMilli())
+			wall := e.now()
+			e.wills.publishDue(e, wall)
 			if e.leads() {
-				e.expireSessions(now.UnixMilli())
+				e.expireSessions(wall)
 			}
-			e.adoptOrphans(now.UnixMilli())
+			e.adoptOrphans(wall)
 			if now.Sub(marked) >= markEvery {
 				marked = now
 				e.mark()
@@ -328,16 +329,33 @@ func (d *delayedWills) publishDue(e *Engine, now int64) {
 
 // publishWill publishes a will; its row goes in the same commit.
 func (e *Engine) publishWill(will *persistence.Will) {
+	e.publishWillIn(will, &shipment{failed: func() { // it is due again soon
+		again := *will
+		again.Due = e.now() + 1000
+		e.wills.add(&again)
+	}})
+}
+
+// publishWillNow is publishWill for who has to know that it is done.
+func (e *Engine) publishWillNow(will *persistence.Will) error {
+	done := make(chan error, 1)
+	sh := new(shipment)
+	sh.then = func() { done <- sh.err }
+	e.publishWillIn(will, sh)
+	select {
+	case err := <-done:
+		return err
+	case <-e.life.Done():
+		return herald.ErrClosed
+	}
+}
+
+func (e *Engine) publishWillIn(will *persistence.Will, sh *shipment) {
 	m := will.Message
 	if m.Expires != 0 {
 		m.Expires += e.now() - 1
 	}
 	e.stats.Wills.Add(1)
-	sh := &shipment{failed: func() { // it is due again soon
-		again := *will
-		again.Due = e.now() + 1000
-		e.wills.add(&again)
-	}}
 	sh.batch.WillsGone = []herald.SessionID{will.Session}
 	e.publishOwn(&m, sh)
 }
