@@ -105,7 +105,8 @@ func (c *client) connect(clean bool) {
 	// The session may have expired, and another begun with a connection that was
 	// not answered: then the client's state belongs to neither.
 	k := c.present
-	lost := c.expiry > 0 && !k.known && !w.now().Before(k.left.Add(time.Duration(c.expiry)*time.Second))
+	early, _ := w.slack()
+	lost := c.expiry > 0 && !k.known && !w.now().Before(k.left.Add(time.Duration(c.expiry)*time.Second-early))
 	if clean = clean || c.fresh || lost; clean {
 		// Whatever is left of the session is given up, and a clean start repeated
 		// until it is answered: else the two sides might mean different sessions.
@@ -159,13 +160,13 @@ func (c *client) lose(noted bool) {
 		}
 	}
 	if c.armed != nil {
-		c.armed.left = w.now()
+		c.armed.left = w.ended(c.conn)
 		c.armed.leftClean = c.leaving
 		c.pendingW = append(c.pendingW, c.armed)
 		c.armed = nil
 	}
 	if c.present.known {
-		c.present.left, c.present.noted = w.now(), time.Time{}
+		c.present.left, c.present.noted = w.ended(c.conn), time.Time{}
 		if !c.quit.IsZero() {
 			c.present.left = c.quit
 		}

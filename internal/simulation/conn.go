@@ -39,7 +39,8 @@ type conn struct {
 	wake    sync.Cond
 	in      []input
 	paused  bool
-	closing bool // nothing more is handled, and nothing more written
+	closing bool      // nothing more is handled, and nothing more written
+	since   time.Time // when that began
 }
 
 // input is what the network brought.
@@ -175,6 +176,9 @@ func (c *conn) run() {
 		case in.unsubscribe != nil:
 			c.e.Unsubscribe(c, in.unsubscribe)
 		case in.disconnect != nil:
+			if c.closed() { // it came too late, while the process stood still
+				in.after = nil
+			}
 			_ = c.e.Disconnected(c, in.disconnect.reason, in.disconnect.expiry, in.disconnect.hasExpiry)
 			c.Shutdown()
 		case in.timeout:
@@ -220,7 +224,9 @@ func (c *conn) CloseAfter(w *listen.Worker, b []byte) {
 func (c *conn) Shutdown() {
 	c.st.Lock()
 	defer c.st.Unlock()
-	c.closing = true
+	if !c.closing {
+		c.closing, c.since = true, time.Now()
+	}
 	c.wake.Signal()
 }
 

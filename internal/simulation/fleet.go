@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
 	"github.com/herald-mqtt/herald/broker/engine"
 	"github.com/herald-mqtt/herald/broker/session"
+	"github.com/herald-mqtt/herald/broker/topic"
 )
 
 // The mistakes that a cluster can be told to make.
@@ -30,6 +32,10 @@ type FleetOptions struct {
 	// ones, by themselves when they start again, is not all finished before others go
 	// on: schedules with it fail now and then.
 	Outage bool
+	// Wills: clients have some. Schedules with it and with faults fail now and then.
+	Wills bool
+	// Groups: clients share a subscription. Schedules with it fail now and then.
+	Groups bool
 	// Bug is a mistake made on purpose.
 	Bug string
 }
@@ -54,9 +60,12 @@ type Fleet struct {
 	began     time.Time
 	script    func() // what is done before the schedule; may be nil
 	only      *node  // where everybody connects to; nil: any
+	// skew is how far apart clocks have been: what one node dates, another may read.
+	skew time.Duration
 
-	logMu sync.Mutex
-	later sync.WaitGroup
+	logMu  sync.Mutex // guards the log and deaths
+	deaths map[bridge.Peer]time.Time
+	later  sync.WaitGroup
 }
 
 // RunFleet runs the schedule of a seed, like [Run].
@@ -73,12 +82,15 @@ func newFleet(seed uint64, o FleetOptions) *Fleet {
 	time.Sleep(time.Until(herald.Epoch.Add(24 * time.Hour)))
 	w.receive = pick(r, 2, 8, 1024)
 	w.bound = pick(r, 200, 2000, 1<<20)
-	f := &Fleet{w: w, opts: o, rng: r, began: time.Now()}
+	f := &Fleet{w: w, opts: o, rng: r, began: time.Now(), deaths: map[bridge.Peer]time.Time{}}
 	w.fleet = f
 	f.cfg = engine.Config{
 		MaxQoS: 2, ReceiveMaximum: w.receive, BackgroundAbove: pick(r, 0, 0, 1),
 		Memory: pick(r, session.Memory{}, session.Memory{Pending: 4, Page: 3, Settled: 8}, session.Memory{Pending: 1, Page: 1, Settled: 4}),
-		Shared: engine.SharedConfig{Expiry: 24 * time.Hour},
+		Shared: engine.SharedConfig{
+			Expiry:   24 * time.Hour,
+			Strategy: pick(r, topic.RoundRobin, topic.LeastInflight, topic.Sticky, topic.Hash),
+		},
 	}
 	f.storeOpts = SharedOptions{Slow: true, InlineUpTo: pick(r, 0, 1, 16), Sweep: r.IntN(2) == 0, Bug: o.Bug}
 	f.db = NewDatabase(rand.New(rand.NewPCG(r.Uint64(), 9)), pick(r, 0, 20))
@@ -87,6 +99,7 @@ func newFleet(seed uint64, o FleetOptions) *Fleet {
 	for i := range 3 + r.IntN(3) {
 		f.nodes = append(f.nodes, &node{f: f, name: fmt.Sprintf("n%d", i), ahead: time.Duration(r.IntN(3)*r.IntN(1500)) * time.Millisecond})
 	}
+	f.skewed()
 	for i := range 2 + r.IntN(4) {
 		c := &client{
 			w: w, name: fmt.Sprintf("c%d", i), version: pick(r, herald.V311, herald.V5), durable: i == 0 || r.IntN(3) > 0,
@@ -96,10 +109,31 @@ func newFleet(seed uint64, o FleetOptions) *Fleet {
 			c.receive = w.receive
 		}
 		c.receive = min(c.receive, w.receive)
+		if i > 0 && c.durable && c.version == herald.V5 {
+			c.expiry = pick(r, uint32(0), 6, 40)
+		}
+		if o.Wills && i > 0 && r.IntN(2) == 0 {
+			c.will = &willSpec{}
+			if c.version == herald.V5 {
+				c.will.delay = pick(r, uint32(0), 3, 30)
+			}
+		}
 		c.newSession()
 		w.clients = append(w.clients, c)
 	}
+	if o.Groups {
+		w.ledger.groups["$share/g/s/#"] = &group{filter: "$share/g/s/#", exact: r.IntN(2) == 0, count: map[*message]int{}}
+	}
 	return f
+}
+
+// skewed notes how far apart clocks are.
+func (f *Fleet) skewed() {
+	for _, n := range f.nodes {
+		for _, o := range f.nodes {
+			f.skew = max(f.skew, n.ahead-o.ahead)
+		}
+	}
 }
 
 func (f *Fleet) logf(format string, args ...any) {
@@ -170,13 +204,15 @@ func (f *Fleet) run() {
 		}
 	}
 	for _, c := range w.clients {
-		f.logf("%s: version %d, durable %v, receive maximum %d", c.name, c.version, c.durable, c.receive)
+		f.logf("%s: version %d, durable %v, expiry %d, receive maximum %d, will %v", c.name, c.version, c.durable, c.expiry, c.receive, c.will)
 	}
 	for f.home() == nil && w.err == nil {
 		time.Sleep(50 * time.Millisecond)
 	}
 	if f.script != nil {
 		f.script()
+	} else {
+		f.witness()
 	}
 	for i := 0; i < f.opts.Steps && w.err == nil; i++ {
 		f.step()
@@ -235,10 +271,43 @@ func (f *Fleet) finish() {
 		n.state = lineUp
 		n.mu.Unlock()
 	}
+	away := f.awayForLong()
+	f.rest(away)
+	if len(away) > 0 && w.err == nil {
+		f.expire(away)
+		f.rest(nil)
+	}
+	if w.err != nil {
+		for _, c := range w.clients {
+			f.logf("%s: up %v, %d to send, %d owed, %d publishes, %d requests", c.name, c.up, len(c.net), len(c.owed), len(c.out), len(c.asked))
+		}
+		return
+	}
+	f.logf("everything is through")
+	err := w.ledger.check()
+	if err != nil { // a group's new owner may be waiting for what members had of the last
+		f.logf("not quite: %v", err)
+		for range 200 {
+			time.Sleep(100 * time.Millisecond)
+			for _, c := range w.clients {
+				if c.conn != nil {
+					f.serve(c)
+				}
+			}
+			f.look()
+		}
+		err = w.ledger.check()
+	}
+	w.fail(err)
+}
+
+// rest lets everybody but those who are away come back, and everything through.
+func (f *Fleet) rest(away []*client) {
+	w := f.w
 	for quiet, n := 0, 0; quiet < 40 && w.err == nil; n++ {
 		if n > 3000 {
 			w.fail(fmt.Errorf("it does not come to rest"))
-			break
+			return
 		}
 		quiet++
 		for _, n := range f.nodes {
@@ -250,6 +319,9 @@ func (f *Fleet) finish() {
 			}
 		}
 		for _, c := range w.clients {
+			if slices.Contains(away, c) {
+				continue
+			}
 			if c.conn == nil {
 				if !c.hanging() {
 					c.connect(!c.durable)
@@ -257,27 +329,26 @@ func (f *Fleet) finish() {
 				quiet = 0
 				continue
 			}
-			before := f.logged()
-			w.fail(c.read(1 << 20))
-			if c.conn == nil || !c.up || f.logged() > before || len(c.net)+len(c.owed)+len(c.out)+len(c.asked) > 0 {
+			if f.serve(c) {
 				quiet = 0
-			}
-			if c.conn != nil {
-				c.answer(1 << 20)
-				c.carry(1 << 20)
 			}
 		}
 		time.Sleep(100 * time.Millisecond)
 		f.look()
 	}
-	if w.err != nil {
-		for _, c := range w.clients {
-			f.logf("%s: up %v, %d to send, %d owed, %d publishes, %d requests", c.name, c.up, len(c.net), len(c.owed), len(c.out), len(c.asked))
-		}
-		return
+}
+
+// serve carries everything between a client and its node, and tells whether anything is
+// under way.
+func (f *Fleet) serve(c *client) (busy bool) {
+	before := f.logged()
+	f.w.fail(c.read(1 << 20))
+	busy = c.conn == nil || !c.up || f.logged() > before || len(c.net)+len(c.owed)+len(c.out)+len(c.asked) > 0
+	if c.conn != nil {
+		c.answer(1 << 20)
+		c.carry(1 << 20)
 	}
-	f.logf("everything is through")
-	w.fail(w.ledger.check())
+	return busy
 }
 
 // stop ends everything.

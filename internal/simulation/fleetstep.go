@@ -53,10 +53,11 @@ func (f *Fleet) step() {
 
 func (f *Fleet) any() *node { return f.nodes[f.rng.IntN(len(f.nodes))] }
 
+// runs tells whether there is a process, be it one that is about to end.
 func (n *node) runs() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.now != nil
+	return n.now != nil || n.leaving
 }
 
 func (f *Fleet) doConnect() {
@@ -220,6 +221,7 @@ func (f *Fleet) doClock() {
 		d = -n.ahead
 	}
 	n.ahead += d
+	f.skewed()
 	f.logf("the clock of %s is set by %v", n.name, d)
 }
 

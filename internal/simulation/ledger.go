@@ -353,6 +353,12 @@ func (l *ledger) decide(c *client) {
 
 // resumed settles what becomes of the wills of earlier connections.
 func (l *ledger) resumed(c *client, present bool) {
+	early, _ := l.w.slack()
+	if c.expiry > 0 && c.armed != nil && l.w.now().After(c.present.left.Add(time.Duration(c.expiry)*time.Second-early)) {
+		// It came back as its session was about to expire: whoever ends sessions may have
+		// asked the node for it.
+		c.armed.unsure = true
+	}
 	for _, w := range c.pendingW {
 		delay := w.delay
 		if c.expiry > 0 {
@@ -364,7 +370,7 @@ func (l *ledger) resumed(c *client, present bool) {
 		case w.unsure || w.leftClean:
 		case !w.lasting || delay == 0:
 			w.must = true
-		case present && l.w.now().Before(w.left.Add(time.Duration(delay)*time.Second)):
+		case present && l.w.now().Before(w.left.Add(time.Duration(delay)*time.Second-early)):
 			w.forbidden = "its client came back in time" // [MQTT-3.1.3-9]
 		}
 	}

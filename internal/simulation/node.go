@@ -23,12 +23,15 @@ type node struct {
 	f    *Fleet
 	name string
 
-	mu     sync.Mutex // guards below
-	ahead  time.Duration
-	state  lineState     // of its line to the database
-	gate   chan struct{} // not nil: the process stands still until it is closed
-	now    *life         // of the process that runs; nil: none does
-	former persistence.Member
+	mu    sync.Mutex // guards below
+	ahead time.Duration
+	state lineState     // of its line to the database
+	gate  chan struct{} // not nil: the process stands still until it is closed
+	now   *life         // of the process that runs; nil: none does
+	// leaving: a process ends in good order. The next one waits for it, at the lock of
+	// the node's folder.
+	leaving bool
+	former  persistence.Member
 }
 
 // life is a node's process from its start, or since it was declared dead, to its end.
@@ -291,10 +294,16 @@ func (n *node) leave() error {
 	n.mu.Lock()
 	l := n.now
 	n.now = nil
+	n.leaving = l != nil
 	n.mu.Unlock()
 	if l == nil {
 		return nil
 	}
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.leaving = false
+	}()
 	l.mu.Lock()
 	serving := l.serving
 	l.serving = false
@@ -362,6 +371,7 @@ func (l *life) Peers(live []membership.Peer) {
 func (l *life) Died(m persistence.Member) error {
 	l.n.pass()
 	l.n.f.logf("%s finishes node %d/%d", l.n.name, m.Node, m.Life)
+	l.n.f.died(m)
 	if e := l.engine.Load(); e != nil {
 		return e.Died(m)
 	}

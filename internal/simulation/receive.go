@@ -128,6 +128,8 @@ func (c *client) connack(p packet) error {
 // checkPresent: a session is never forgotten, nor remembered when it has ended.
 func (c *client) checkPresent(present bool) error {
 	k, now := c.present, c.w.now()
+	early, late := c.w.slack()
+	expiry := time.Duration(c.expiry) * time.Second
 	switch {
 	case c.clean:
 		if present {
@@ -136,11 +138,11 @@ func (c *client) checkPresent(present bool) error {
 	case !k.known || c.ghost && present && c.w.opts.Shared:
 	case !k.exists && present:
 		return fmt.Errorf("session present, but there was none")
-	case k.exists && k.lasts && !present && (c.expiry == 0 || now.Before(k.left.Add(time.Duration(c.expiry)*time.Second))):
+	case k.exists && k.lasts && !present && (c.expiry == 0 || now.Before(k.left.Add(expiry-early))):
 		return fmt.Errorf("the session was forgotten")
 	case k.exists && present && !k.lasts:
 		return fmt.Errorf("session present, but it ended with the connection")
-	case k.exists && present && c.expiry > 0 && !k.noted.IsZero() && c.began.After(k.noted.Add(time.Duration(c.expiry)*time.Second+100*time.Millisecond)):
+	case k.exists && present && c.expiry > 0 && !k.noted.IsZero() && c.began.After(k.noted.Add(expiry+late)):
 		return fmt.Errorf("session present, but it has expired")
 	}
 	return nil
