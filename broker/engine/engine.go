@@ -17,7 +17,7 @@
 // With many nodes (cluster.go has the overview): forward.go and frame.go between
 // deliver and acknowledge, routes.go for who wants what where, ownership.go for who
 // serves a session, sharing.go, dealer.go and outside.go for shared subscriptions,
-// died.go for what dead nodes leave.
+// died.go and bury.go for what dead nodes leave.
 //
 // Locks, in the order in which they may be taken: claim (one client id),
 // client.reading, groups.joins (one key), group.mu, client.mu, client.pmu, the

@@ -28,9 +28,7 @@ type FleetOptions struct {
 	Steps int
 	// Faults: nodes die, stand still, are cut off.
 	Faults bool
-	// Outage: all nodes may be gone at the same time. Then what is finished of the last
-	// ones, by themselves when they start again, is not all finished before others go
-	// on: schedules with it fail now and then.
+	// Outage: all nodes may be gone at the same time.
 	Outage bool
 	// Wills: clients have some. Schedules with it and with faults fail now and then.
 	Wills bool
