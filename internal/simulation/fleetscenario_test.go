@@ -148,3 +148,77 @@ func (c *client) count() (n int) {
 	}
 	return n
 }
+
+// Who takes over from a dead node whose clock was ahead gives out higher IDs than that
+// had, although nobody has told how far ahead it was at last.
+func TestTakeOverFromADeadNodeThatWasAhead(t *testing.T) {
+	fleetScenario(t, 2, []string{"p", "s"}, func(f *Fleet) { f.nodes[0].ahead = 30 * time.Second }, func(f *Fleet, c []*client) {
+		p, s, a, b := c[0], c[1], f.nodes[0], f.nodes[1]
+		f.dialTo(b, s)
+		f.subscribed(s, "t/#", 1)
+		s.lose(true)
+		f.dialTo(a, p)
+		time.Sleep(2 * time.Second)
+		f.net.change(func() { f.net.down = true })
+		time.Sleep(900 * time.Millisecond)
+		f.w.send(p, "t/0", 1, 1)
+		f.until("the publish is acknowledged", func() bool { return len(p.out) == 0 })
+		a.kill()
+		a.mu.Lock()
+		a.ahead = 0
+		a.mu.Unlock()
+		f.net.change(func() { f.net.down = false })
+		f.dialTo(b, p)
+		f.w.send(p, "t/0", 1, 1)
+		f.until("the publish is acknowledged", func() bool { return len(p.out) == 0 })
+	})
+}
+
+// Of what a client has under way when its node dies nothing stands in an inbox that is
+// ahead of what does not, and comes again.
+func TestNothingOvertakesWhatDiesWithItsNode(t *testing.T) {
+	setup := func(f *Fleet) { f.storeOpts.InlineUpTo = 0 } // the payload is written before the entries
+	fleetScenario(t, 2, []string{"p", "s"}, setup, func(f *Fleet, c []*client) {
+		p, s, a, b := c[0], c[1], f.nodes[0], f.nodes[1]
+		f.dialTo(b, s)
+		f.subscribed(s, "t/#", 1)
+		f.dialTo(a, p)
+		for i := range 20 {
+			f.w.send(p, "t/0", 1, 1)
+			p.carry(1)
+			if i%4 == 3 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		a.kill()
+		p.lose(true)
+		f.dialTo(b, p)
+	})
+}
+
+// A session moves when what it published has been received: it is not overtaken by what
+// the session publishes then.
+func TestTakeOverWaitsForFrames(t *testing.T) {
+	fleetScenario(t, 2, []string{"p", "s"}, nil, func(f *Fleet, c []*client) {
+		p, s, a, b := c[0], c[1], f.nodes[0], f.nodes[1]
+		f.dialTo(b, s)
+		f.subscribed(s, "t/#", 1)
+		f.dialTo(a, p)
+		end := a.now.opened.Load()
+		f.net.change(func() { end.mute = true })
+		f.w.send(p, "t/0", 1, 1)
+		f.until("the publish is acknowledged", func() bool { return len(p.out) == 0 })
+		f.only = b
+		p.connect(false)
+		f.only = nil
+		began, sent := time.Now(), false
+		f.until("some time has passed", func() bool {
+			if p.up && !sent {
+				f.w.send(p, "t/0", 1, 1)
+				sent = true
+			}
+			return time.Since(began) > 4*time.Second
+		})
+		f.net.change(func() { end.mute = false })
+	})
+}
