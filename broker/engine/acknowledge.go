@@ -13,15 +13,15 @@ func (c *client) enqueue(s *shipment) {
 	c.pmu.Unlock()
 }
 
-// enqueueIfBusy does so if there are any, and tells whether it did. The
-// shipment has nothing to commit.
+// enqueueIfBusy does so if there are any, or if s has to fail because one before it
+// has, and tells whether it did. The shipment has nothing to commit.
 func (c *client) enqueueIfBusy(s *shipment) bool {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
-	if len(c.line) == 0 {
+	if len(c.line) == 0 && c.broken == nil {
 		return false
 	}
-	s.done = true
+	s.done, s.err = true, c.broken
 	c.line = append(c.line, s)
 	c.grewLocked(s)
 	return true
@@ -102,12 +102,15 @@ func (c *client) nextCommit(err error) (next, failed []*shipment) {
 	return next, failed
 }
 
-// ready notes that s is committed, and returns it if it is the next to be
-// delivered.
+// ready notes that s is committed, or has failed, and returns it if it is the next to
+// be delivered.
 func (c *client) ready(s *shipment) *shipment {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
 	s.done = true
+	if s.err != nil && c.broken == nil {
+		c.broken = s.err
+	}
 	return c.nextLocked()
 }
 
@@ -121,11 +124,17 @@ func (c *client) sentNext(s *shipment) *shipment {
 	return c.nextLocked()
 }
 
+// nextLocked is the next to be delivered, if it is ready. One of which nothing is stored
+// fails with those before it: it would overtake them, which the client sends again.
 func (c *client) nextLocked() *shipment {
-	if c.delivered < len(c.line) && c.line[c.delivered].done {
-		return c.line[c.delivered]
+	if c.delivered >= len(c.line) || !c.line[c.delivered].done {
+		return nil
 	}
-	return nil
+	s := c.line[c.delivered]
+	if s.err == nil && s.batch.Empty() {
+		s.err = c.broken
+	}
+	return s
 }
 
 // dequeue takes the head of the line out of it if it is through, acknowledges it
@@ -167,8 +176,8 @@ func (c *client) acknowledge(acks []byte, w *listen.Worker) {
 }
 
 func (c *client) acknowledgeLocked(acks []byte, w *listen.Worker) {
-	if len(acks) == 0 || c.in == nil {
-		return
+	if len(acks) == 0 || c.in == nil || c.broken != nil {
+		return // or what failed: the client sends all again
 	}
 	if c.e.fenced() { // others may serve its session by now
 		c.in.CloseAfter(w, wire.AppendDisconnect(nil, c.version, wire.ReasonUnavailable, "", ""))

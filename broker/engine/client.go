@@ -48,7 +48,7 @@ type client struct {
 	delivered int
 	unacked   int // QoS 1 publishes in line
 	// Where batches are not atomic: what of line waits for the one before it to be
-	// committed, and the error after which nothing more is.
+	// committed; anywhere, the error after which nothing more is, nor acknowledged.
 	committing bool
 	commits    []*shipment
 	broken     error

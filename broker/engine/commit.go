@@ -171,7 +171,7 @@ func (e *Engine) ship(s *shipment, w *listen.Worker) {
 			e.deliver(s, w)
 			c.acknowledge(s.acks, w)
 			e.landed(s)
-		case e.nodes.on(): // those before it may only wait to be appended
+		case e.nodes.on() || s.err != nil: // those before it may only wait to be appended
 			e.worker(c).put(s)
 		}
 		return

@@ -57,3 +57,26 @@ func TestWhatWaitsIsCommittedTogether(t *testing.T) {
 		t.Error("another is committed after one has failed")
 	}
 }
+
+// After a commit has failed nothing of its client is delivered, or acknowledged, of which
+// nothing is stored: it would overtake what the client sends again.
+func TestNothingFollowsAFailedCommit(t *testing.T) {
+	e := &Engine{}
+	c := &client{e: e}
+	stored, bare := spreadOf(c, 1, 1), &shipment{from: c}
+	c.enqueue(stored)
+	if !c.enqueueIfBusy(bare) || bare.err != nil {
+		t.Fatal("what follows does not wait")
+	}
+	stored.err = errors.New("away")
+	if s := c.ready(stored); s != stored {
+		t.Fatal("not the next")
+	}
+	if s := c.sentNext(stored); s != bare || s.err == nil {
+		t.Error("what waited behind it is delivered")
+	}
+	c = &client{e: e, broken: stored.err}
+	if late := (&shipment{from: c}); !c.enqueueIfBusy(late) || late.err == nil {
+		t.Error("what comes later is delivered")
+	}
+}
