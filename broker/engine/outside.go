@@ -170,21 +170,23 @@ func (e *Engine) inherit(g *group, of map[herald.SessionID][]herald.ID) {
 }
 
 // leftBy tells which entries of a group a session that had them is done with, and which
-// it has not begun. The group's window is read last: what leaves the session's by then
-// stands in it.
+// it has not begun. The group's queue is read last: what has left the session's window by
+// then, because it was acknowledged, does not stand in it any more.
 func (e *Engine) leftBy(group, who herald.SessionID, ids []herald.ID) (settled, back []herald.ID, err error) {
 	has, err := e.store.Window(e.life, who)
 	if err != nil {
 		return nil, nil, err
 	}
-	of, err := e.store.Window(e.life, group)
+	ids = slices.Clone(ids)
+	slices.Sort(ids)
+	stands, err := e.standing(group, ids)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, id := range ids {
 		i := slices.IndexFunc(has.Sent, func(s persistence.Sent) bool { return s.Source == group && s.ID == id })
 		switch {
-		case id <= of.Low || slices.Contains(of.Above, id), i >= 0 && has.Sent[i].Step == persistence.Released:
+		case !stands[id], i >= 0 && has.Sent[i].Step == persistence.Released:
 			settled = append(settled, id)
 		case i < 0:
 			back = append(back, id)
@@ -192,3 +194,25 @@ func (e *Engine) leftBy(group, who herald.SessionID, ids []herald.ID) (settled, 
 	}
 	return settled, back, nil
 }
+
+// standing tells which of these IDs, by rising ID, stand in a queue.
+func (e *Engine) standing(queue herald.SessionID, ids []herald.ID) (map[herald.ID]bool, error) {
+	stands := make(map[herald.ID]bool)
+	for after, last := ids[0]-1, ids[len(ids)-1]; after < last; {
+		entries, err := e.store.Inbox(e.life, queue, after, last, standingPage, pageBytes, nil)
+		if err != nil {
+			return nil, err
+		}
+		for i := range entries {
+			after = entries[i].Message.ID
+			stands[after] = true
+		}
+		if len(entries) < standingPage && weight(entries) < pageBytes {
+			break
+		}
+	}
+	return stands, nil
+}
+
+// standingPage is how many entries are read at a time to see which there are.
+const standingPage = 512

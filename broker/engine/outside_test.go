@@ -15,33 +15,47 @@ import (
 )
 
 // estate is a store of what a member had of a group at a node that died: it has begun
-// 5, was sent PUBREL for 6, is done with 7, which stands in the group's window, and with
-// 3, which the group's mark is past; it had not begun 8.
+// 5, was sent PUBREL for 6, is done with 3 and 7, which stand in the group's queue no
+// more; it had not begun 8.
 type estate struct {
 	shelf
 	fails int // how many reads fail
 }
 
-func (s *estate) Window(_ context.Context, id herald.SessionID) (persistence.Window, error) {
+func (s *estate) failing() error {
 	if s.fails > 0 {
 		s.fails--
-		return persistence.Window{}, herald.ErrUnavailable
+		return herald.ErrUnavailable
 	}
-	if id == groupOfCabinet {
-		return persistence.Window{Low: 4, Above: []herald.ID{6, 7}}, nil
-	}
+	return nil
+}
+
+func (s *estate) Window(_ context.Context, id herald.SessionID) (persistence.Window, error) {
 	return persistence.Window{Sent: []persistence.Sent{
 		{Session: id, PacketID: 1, ID: 5, Source: groupOfCabinet, Step: persistence.Published},
 		{Session: id, PacketID: 2, ID: 6, Source: groupOfCabinet, Step: persistence.Released},
 		{Session: id, PacketID: 3, ID: 8, Source: groupOfCabinet + 1, Step: persistence.Published},
-	}}, nil
+	}}, s.failing()
+}
+
+// Inbox gives one entry a page.
+func (s *estate) Inbox(_ context.Context, id herald.SessionID, after, upTo herald.ID, _, _ int, dst []persistence.Entry) ([]persistence.Entry, error) {
+	if err := s.failing(); err != nil || id != groupOfCabinet {
+		return dst, err
+	}
+	for _, n := range []herald.ID{4, 5, 8, 9} {
+		if n > after && n <= upTo {
+			return append(dst, persistence.Entry{Message: &herald.Message{ID: n, Payload: make([]byte, pageBytes)}}), nil
+		}
+	}
+	return dst, nil
 }
 
 // The owner of a group cannot have heard of all that members at a node were done with
 // when it died: it asks the store, until it answers.
 func TestWhatMembersOfADeadNodeHad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &estate{fails: 2}
+		store := &estate{fails: 3}
 		e := onShelf(&store.shelf)
 		e.store = store
 		e.slots = make(chan struct{}, 1)
@@ -69,7 +83,7 @@ func TestWhatMembersOfADeadNodeHad(t *testing.T) {
 			g.core.Dealt(memberOfCabinet)
 		}
 		e.bereave(p)
-		time.Sleep(3 * readAgain)
+		time.Sleep(4 * readAgain)
 		synctest.Wait()
 		if len(g.members) > 0 {
 			t.Error("a member at the dead node is left")
