@@ -167,14 +167,16 @@ func TestWhatWasNotSentIsGivenBack(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
 	nodes := cluster(t, r, 2)
-	r.Freeze()
 	s := newSender(nodes[0], nodes[1])
+	s.send()
+	s.settledWith(t, nodes[1]) // the link is there: nothing is on its way before the next
+	r.Freeze()
 	s.send() // on its way
-	eventually(t, "the first is sent", func() bool {
+	eventually(t, "the next is sent", func() bool {
 		l := nodes[0].peers[2].link
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.sent > 0
+		return l.sent > 1
 	})
 	s.send()
 	s.send()
@@ -186,7 +188,7 @@ func TestWhatWasNotSentIsGivenBack(t *testing.T) {
 	}
 	r.Thaw()
 	s.settledWith(t, nodes[1])
-	if got := nodes[1].received(1); len(got) != 1 {
+	if got := nodes[1].received(1); len(got) != 2 {
 		t.Errorf("arrived: %v", got)
 	}
 }

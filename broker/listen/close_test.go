@@ -168,7 +168,7 @@ func TestPanicEndsOneConnection(t *testing.T) {
 				default:
 					c.send([]byte{0, 0})
 				}
-				c.expectEnd()
+				c.expectCut()
 				_ = c.Close()
 				require.Eventually(t, func() bool { return b.e.closed.Load() == 1 }, 10*time.Second, time.Millisecond)
 				require.Eventually(t, func() bool { return b.loop.Stats().Panics == 1 }, 10*time.Second, time.Millisecond)

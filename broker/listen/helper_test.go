@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -291,6 +292,16 @@ func (c *client) expectEnd() []byte {
 	b, err := io.ReadAll(c)
 	require.NoError(c.t, err)
 	return b
+}
+
+// expectCut waits until the broker has ended the connection, however: at once, with a
+// reset, or in the middle of a TLS record.
+func (c *client) expectCut() {
+	c.t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
+		c.t.Fatal("the connection is still there")
+	}
 }
 
 func connectFrame(id string, level byte) []byte {
