@@ -21,6 +21,7 @@ type Group struct {
 	settled []herald.ID
 	low     herald.ID
 	dirty   bool
+	stale   bool // the page that was asked for begins behind what has to be read again
 }
 
 // dealt is an entry that a member holds. run is nil if it was dealt before the
@@ -102,8 +103,13 @@ func (g *Group) Read(env Env, fx *Effects) {
 
 // Page brings what was asked for.
 func (g *Group) Page(entries []persistence.Entry, limit int) {
-	if g.feed.state == loading {
-		g.feed.page(entries, limit, func(herald.ID) uint16 { return 0 })
+	switch f := &g.feed; {
+	case f.state != loading:
+	case g.stale:
+		g.stale = false
+		f.state, f.aside, f.asideN, f.overflow = lagging, nil, 0, false
+	default:
+		f.page(entries, limit, func(herald.ID) uint16 { return 0 })
 	}
 }
 
@@ -201,7 +207,10 @@ func (g *Group) rewind(id herald.ID) {
 		if f.state == live {
 			pos = id - 1
 		}
-		f.state, f.pos = lagging, pos
+		if g.stale = f.state == loading; !g.stale {
+			f.state = lagging
+		}
+		f.pos = pos
 		f.aside, f.asideN, f.overflow = nil, 0, false
 		g.eachHeld(f.skip)
 		f.pending.each(func(it *item) {
