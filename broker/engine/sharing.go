@@ -50,11 +50,18 @@ type sharing struct {
 	ids     map[string]herald.SessionID
 	keys    map[herald.SessionID]string
 	rest    map[string]map[herald.SessionID]struct{}
-	away    map[string]map[herald.SessionID]member
+	away    map[string]map[attachment]member
 	here    map[string]map[herald.SessionID]*handle // members that are connected to this node
 	dealers map[herald.SessionID]bridge.Peer        // whose frames brought entries of a group
 	asking  map[uint64]chan heldAnswer
 	request uint64
+}
+
+// attachment is a session's connection to another node, as that one has announced it: who
+// has moved may seem to be connected to two, or to one and here, for a moment.
+type attachment struct {
+	session herald.SessionID
+	at      *peer
 }
 
 type heldAnswer struct {
@@ -72,7 +79,7 @@ func (s *sharing) init() {
 	s.ids = make(map[string]herald.SessionID)
 	s.keys = make(map[herald.SessionID]string)
 	s.rest = make(map[string]map[herald.SessionID]struct{})
-	s.away = make(map[string]map[herald.SessionID]member)
+	s.away = make(map[string]map[attachment]member)
 	s.here = make(map[string]map[herald.SessionID]*handle)
 	s.dealers = make(map[herald.SessionID]bridge.Peer)
 	s.asking = make(map[uint64]chan heldAnswer)
@@ -174,9 +181,9 @@ func (e *Engine) memberCame(p *peer, route string) error {
 	s := &e.sharing
 	s.mu.Lock()
 	if s.away[key] == nil {
-		s.away[key] = make(map[herald.SessionID]member)
+		s.away[key] = make(map[attachment]member)
 	}
-	s.away[key][id] = m
+	s.away[key][attachment{id, p}] = m
 	s.mu.Unlock()
 	if gr := e.groups.byKey(key); gr != nil {
 		gr.enter(m)
@@ -192,15 +199,13 @@ func (e *Engine) memberWent(p *peer, route string) {
 	}
 	s := &e.sharing
 	s.mu.Lock()
-	if m, ok := s.away[key][id]; ok && m.at == p {
-		delete(s.away[key], id)
-		if len(s.away[key]) == 0 {
-			delete(s.away, key)
-		}
+	if delete(s.away[key], attachment{id, p}); len(s.away[key]) == 0 {
+		delete(s.away, key)
 	}
 	s.mu.Unlock()
 	if gr := e.groups.byKey(key); gr != nil {
 		gr.exit(id, p)
+		e.reenter(gr, id)
 		e.groups.wakeSoon(e, gr)
 	}
 	e.groups.emptied(e, key)
@@ -212,16 +217,54 @@ func (gs *groups) byKey(key string) *group {
 	return gs.byName[key]
 }
 
-// enter adds a member, or replaces it.
+// enter adds a member, or replaces it; but who is connected here stays so, whatever
+// another node has announced before or since: see reenter.
 func (g *group) enter(m member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if i := slices.IndexFunc(g.members, func(o member) bool { return o.h.id == m.h.id }); i >= 0 {
+	i := slices.IndexFunc(g.members, func(o member) bool { return o.h.id == m.h.id })
+	switch {
+	case i < 0:
+		g.members = append(g.members, m)
+	case m.at == nil || g.members[i].at != nil:
 		m.out = g.members[i].out
 		g.members[i] = m
+	}
+}
+
+// reenter makes a session that has gone from one node a member where else it is
+// connected, if it is.
+func (e *Engine) reenter(g *group, id herald.SessionID) {
+	g.mu.Lock()
+	is := slices.ContainsFunc(g.members, func(m member) bool { return m.h.id == id })
+	g.mu.Unlock()
+	if is {
 		return
 	}
-	g.members = append(g.members, m)
+	e.enterAway(g, func(a attachment) bool { return a.session == id })
+}
+
+// enterAway adds the members at other nodes that is holds of. Their routes may go at the
+// same time.
+func (e *Engine) enterAway(g *group, is func(attachment) bool) {
+	s := &e.sharing
+	s.mu.Lock()
+	var there []member
+	for a, m := range s.away[g.key] {
+		if is(a) {
+			there = append(there, m)
+		}
+	}
+	s.mu.Unlock()
+	for _, m := range there {
+		g.enter(m)
+		s.mu.Lock()
+		_, ok := s.away[g.key][attachment{m.h.id, m.at}]
+		s.mu.Unlock()
+		if !ok {
+			g.exit(m.h.id, m.at)
+		}
+	}
 }
 
 // exit takes a member out that was connected to p; nil: here.
@@ -263,6 +306,7 @@ func (e *Engine) absent(c *client, key string) {
 	s.mu.Unlock()
 	if g := e.groups.byKey(key); g != nil {
 		g.exit(c.h.id, nil)
+		e.reenter(g, c.h.id)
 		e.groups.wakeSoon(e, g)
 	}
 	e.groups.emptied(e, key)
@@ -348,13 +392,11 @@ func (gs *groups) own(e *Engine, key string, durable bool) error {
 	g.out = make(map[herald.ID]outside)
 	s := &e.sharing
 	s.mu.Lock()
-	for _, m := range s.away[key] {
-		g.members = append(g.members, m)
-	}
 	s.ids[key], s.keys[row.ID] = row.ID, key
 	s.mu.Unlock()
 	gs.publish(e, g, true)
-	if h := e.handle(row.ID); h != nil { // as it stood there while others owned it
+	e.enterAway(g, func(attachment) bool { return true }) // those of later routes enter by themselves
+	if h := e.handle(row.ID); h != nil {                  // as it stood there while others owned it
 		e.index.Unsubscribe(g.filter, h)
 		e.dropHandle(row.ID)
 	}
