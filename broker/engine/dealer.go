@@ -41,6 +41,24 @@ func (gs *groups) start(e *Engine, g *group, at bridge.Position) {
 	}
 }
 
+// dealer is who owns a group, under which epoch of its claim.
+type dealer struct {
+	bridge.Peer
+	epoch uint64
+}
+
+// deals tells whether d may deal for a group: nobody is known to have owned it since. What
+// a dead owner has sent may come late, when the next one was told already who holds what.
+func (s *sharing) deals(group herald.SessionID, d dealer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d.epoch < s.dealers[group].epoch {
+		return false
+	}
+	s.dealers[group] = d
+	return true
+}
+
 // askHeld collects what connected members hold of a group, here and elsewhere.
 func (gs *groups) askHeld(e *Engine, g *group) ([]heldBy, error) {
 	s := &e.sharing
@@ -59,7 +77,7 @@ func (gs *groups) askHeld(e *Engine, g *group) ([]heldBy, error) {
 	for _, p := range e.nodes.peers() {
 		if e.nodes.Live(p.Peer) {
 			open[p.Peer] = struct{}{}
-			p.send(appendAskHeld(nil, request, g.row.ID), surely, 0)
+			p.send(appendAskHeld(nil, request, g.row.ID, g.epoch), surely, 0)
 		}
 	}
 	var held []heldBy

@@ -185,9 +185,9 @@ func (e *Engine) receive(p *peer, b []byte) {
 	case frameDone:
 		e.done(f.group, f.settled, f.back)
 	case frameAskHeld:
-		e.sharing.mu.Lock()
-		e.sharing.dealers[f.group] = p.Peer
-		e.sharing.mu.Unlock()
+		if !e.sharing.deals(f.group, dealer{p.Peer, f.epoch}) {
+			break
+		}
 		p.send(appendHeld(nil, f.request, f.group, e.heldHere(f.group)), surely, 0)
 	case frameHeld:
 		e.sharing.mu.Lock()

@@ -212,8 +212,9 @@ func appendReady(b []byte, request uint64) []byte {
 
 func appendKick(b []byte, name string) []byte { return appendBytes(begin(b, frameKick), name) }
 
-func appendDeal(b []byte, group, to herald.SessionID, qos byte, retain bool, ids []uint32, m *herald.Message) []byte {
+func appendDeal(b []byte, group herald.SessionID, epoch uint64, to herald.SessionID, qos byte, retain bool, ids []uint32, m *herald.Message) []byte {
 	b = binary.BigEndian.AppendUint64(begin(b, frameDeal), uint64(group))
+	b = binary.BigEndian.AppendUint64(b, epoch)
 	b = binary.BigEndian.AppendUint64(b, uint64(to))
 	if retain {
 		qos |= flagRetain
@@ -239,9 +240,10 @@ func appendDone(b []byte, group herald.SessionID, settled, back []herald.ID) []b
 	return appendIDs(appendIDs(b, settled), back)
 }
 
-func appendAskHeld(b []byte, request uint64, group herald.SessionID) []byte {
+func appendAskHeld(b []byte, request uint64, group herald.SessionID, epoch uint64) []byte {
 	b = binary.BigEndian.AppendUint64(begin(b, frameAskHeld), request)
-	return binary.BigEndian.AppendUint64(b, uint64(group))
+	b = binary.BigEndian.AppendUint64(b, uint64(group))
+	return binary.BigEndian.AppendUint64(b, epoch)
 }
 
 func appendHeld(b []byte, request uint64, group herald.SessionID, held []persistence.Sent) []byte {
@@ -288,7 +290,7 @@ func decodeFrame(b []byte) (f frame, err error) {
 	case frameWithdraw, frameReady:
 		f.request = r.Uint64()
 	case frameDeal:
-		f.group, f.session = herald.SessionID(r.Uint64()), herald.SessionID(r.Uint64())
+		f.group, f.epoch, f.session = herald.SessionID(r.Uint64()), r.Uint64(), herald.SessionID(r.Uint64())
 		how := r.Byte()
 		f.grant = &session.Grant{QoS: min(how&flagQoS, 2), Retain: how&flagRetain != 0}
 		for range r.Count(1) {
@@ -302,7 +304,7 @@ func decodeFrame(b []byte) (f frame, err error) {
 		f.group = herald.SessionID(r.Uint64())
 		f.settled, f.back = takeIDs(&r), takeIDs(&r)
 	case frameAskHeld:
-		f.request, f.group = r.Uint64(), herald.SessionID(r.Uint64())
+		f.request, f.group, f.epoch = r.Uint64(), herald.SessionID(r.Uint64()), r.Uint64()
 	case frameHeld:
 		f.request, f.group = r.Uint64(), herald.SessionID(r.Uint64())
 		for range r.Count(16) {

@@ -79,8 +79,8 @@ func (r random) frame() (encoded []byte, want frame) {
 		for range r.IntN(3) {
 			g.Identifiers = append(g.Identifiers, uint32(1+r.IntN(268435455)))
 		}
-		f := frame{kind: kind, group: r.session(), session: r.session(), grant: g, whom: toLive, from: msgs[0].Publisher, messages: msgs}
-		return appendDeal(nil, f.group, f.session, g.QoS, g.Retain, g.Identifiers, msgs[0]), f
+		f := frame{kind: kind, group: r.session(), epoch: r.Uint64(), session: r.session(), grant: g, whom: toLive, from: msgs[0].Publisher, messages: msgs}
+		return appendDeal(nil, f.group, f.epoch, f.session, g.QoS, g.Retain, g.Identifiers, msgs[0]), f
 	case frameDone:
 		f := frame{kind: kind, group: r.session(), settled: r.ids(), back: r.ids()}
 		return appendDone(nil, f.group, f.settled, f.back), f
@@ -91,8 +91,8 @@ func (r random) frame() (encoded []byte, want frame) {
 		f := frame{kind: kind, request: r.Uint64()}
 		return appendReady(nil, f.request), f
 	case frameAskHeld:
-		f := frame{kind: kind, request: r.Uint64(), group: r.session()}
-		return appendAskHeld(nil, f.request, f.group), f
+		f := frame{kind: kind, request: r.Uint64(), group: r.session(), epoch: r.Uint64()}
+		return appendAskHeld(nil, f.request, f.group, f.epoch), f
 	case frameHeld:
 		f := frame{kind: kind, request: r.Uint64(), group: r.session()}
 		for range r.IntN(4) {

@@ -28,6 +28,7 @@ type group struct {
 	key    string // name and filter
 	filter string
 	h      *handle
+	epoch  uint64 // of a cluster: of this node's claim
 
 	mu      sync.Mutex // guards below; taken before client.mu
 	core    *session.Group

@@ -55,7 +55,7 @@ func TestNothingIsDealtToALeaver(t *testing.T) {
 				c.subs[herald.SharePrefix+key] = &subscription{}
 			}
 			p := e.meet(bridge.Peer{Node: 2, Incarnation: 1})
-			f, err := decodeFrame(appendDeal(nil, group, id, 2, false, nil, &herald.Message{ID: 5, Topic: "a", QoS: 2}))
+			f, err := decodeFrame(appendDeal(nil, group, 1, id, 2, false, nil, &herald.Message{ID: 5, Topic: "a", QoS: 2}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,5 +68,40 @@ func TestNothingIsDealtToALeaver(t *testing.T) {
 				t.Errorf("it was given back: %v, want %v", back, !tt.takes)
 			}
 		})
+	}
+}
+
+// What the last owner of a group has dealt, and comes when the next one was told who holds
+// what, is not taken: the next one deals it, and the member would get it twice.
+func TestALateDealOfADeadOwner(t *testing.T) {
+	const id, group herald.SessionID = 7, 100
+	store := &silent{}
+	e := onShelf(&store.shelf)
+	e.store = store
+	way := e.nodes.Cluster.(*carrier)
+	e.learn("g/a", group)
+	h := &handle{id: id, durable: true}
+	c := &client{e: e, h: h, conn: sink{}, core: session.New(id, true), subs: map[string]*subscription{"$share/g/a": {}}}
+	var fx session.Effects
+	c.core.Attach(session.Params{Version: herald.V5, ReceiveMaximum: 10}, persistence.Window{}, e.env(), &fx)
+	h.live.Store(c)
+	e.sharing.here["g/a"] = map[herald.SessionID]*handle{id: h}
+	dead, next := bridge.Peer{Node: 2, Incarnation: 1}, bridge.Peer{Node: 3, Incarnation: 1}
+	deal := func(from bridge.Peer, epoch uint64, m herald.ID) {
+		e.Receive(from, [][]byte{appendDeal(nil, group, epoch, id, 2, false, nil, &herald.Message{ID: m, Topic: "a", QoS: 2})})
+	}
+	deal(dead, 1, 5)
+	e.Receive(next, [][]byte{appendAskHeld(nil, 1, group, 2)})
+	deal(dead, 1, 6)                                           // late
+	e.Receive(dead, [][]byte{appendAskHeld(nil, 1, group, 1)}) // so is this
+	deal(next, 2, 7)
+	if held := c.core.HeldOf(group); !slices.Equal(held, []herald.ID{5, 7}) {
+		t.Errorf("holds %d, want 5 and 7", held)
+	}
+	if slices.Contains(way.taken, string(appendDone(nil, group, nil, []herald.ID{6}))) {
+		t.Error("6 is given back to who has it no more")
+	}
+	if d := e.sharing.dealers[group]; d != (dealer{next, 2}) {
+		t.Errorf("the owner is %v", d)
 	}
 }

@@ -23,16 +23,13 @@ func (e *Engine) dealAway(g *group, m *member, run *wire.Run, i int, gr *session
 		g.out[msg.ID] = outside{m.h.id, m.at}
 		done = surely
 	}
-	m.at.send(appendDeal(nil, src, m.h.id, qos, m.g.Retain && gr.Retain, m.g.Identifiers, msg), done, 0)
+	m.at.send(appendDeal(nil, src, g.epoch, m.h.id, qos, m.g.Retain && gr.Retain, m.g.Identifiers, msg), done, 0)
 }
 
 // dealt delivers what the owner of a group has dealt to a client here.
 func (e *Engine) dealt(p *peer, f *frame, w *listen.Worker) {
-	if f.group != 0 {
-		s := &e.sharing
-		s.mu.Lock()
-		s.dealers[f.group] = p.Peer
-		s.mu.Unlock()
+	if f.group != 0 && !e.sharing.deals(f.group, dealer{p.Peer, f.epoch}) {
+		return // its life is over, and who owns the group now deals it, if it has to be
 	}
 	m := f.messages[0]
 	delivered := false
@@ -77,10 +74,10 @@ func (e *Engine) memberHere(group, id herald.SessionID) *handle {
 func (e *Engine) tellOwner(group herald.SessionID, settled, back []herald.ID) {
 	s := &e.sharing
 	s.mu.Lock()
-	to, ok := s.dealers[group]
+	to, ok := s.dealers[group].Peer, s.dealers[group].epoch != 0
 	key := s.keys[group]
 	s.mu.Unlock()
-	if !ok || !e.nodes.Live(to) {
+	if !ok || to != e.nodes.self && !e.nodes.Live(to) {
 		c, err := e.nodes.store.Claimed(e.life, persistence.Group, key)
 		if err != nil {
 			e.log.Warn("looking for the owner of a shared group", errField(err))

@@ -52,7 +52,7 @@ type sharing struct {
 	rest    map[string]map[herald.SessionID]struct{}
 	away    map[string]map[attachment]member
 	here    map[string]map[herald.SessionID]*handle // members that are connected to this node
-	dealers map[herald.SessionID]bridge.Peer        // whose frames brought entries of a group
+	dealers map[herald.SessionID]dealer             // the last owner of a group that was heard of
 	asking  map[uint64]chan heldAnswer
 	request uint64
 }
@@ -81,7 +81,7 @@ func (s *sharing) init() {
 	s.rest = make(map[string]map[herald.SessionID]struct{})
 	s.away = make(map[string]map[attachment]member)
 	s.here = make(map[string]map[herald.SessionID]*handle)
-	s.dealers = make(map[herald.SessionID]bridge.Peer)
+	s.dealers = make(map[herald.SessionID]dealer)
 	s.asking = make(map[uint64]chan heldAnswer)
 }
 
@@ -329,7 +329,7 @@ func (gs *groups) ensure(e *Engine, key string, durable bool) error {
 		last := ownerOf(old)
 		switch {
 		case last == e.nodes.self && old.Epoch != 0:
-			return gs.own(e, key, durable)
+			return gs.own(e, key, durable, old.Epoch)
 		case old.Epoch != 0 && e.nodes.Live(last):
 			return gs.wait(ctx, e, key)
 		case old.Epoch != 0:
@@ -371,7 +371,7 @@ func (gs *groups) wait(ctx context.Context, e *Engine, key string) error {
 }
 
 // own opens a group that this node has claimed. Its key is locked.
-func (gs *groups) own(e *Engine, key string, durable bool) error {
+func (gs *groups) own(e *Engine, key string, durable bool, epoch uint64) error {
 	row, err := e.store.Session(e.life, persistence.Group, key)
 	switch {
 	case errors.Is(err, herald.ErrNotFound):
@@ -385,7 +385,8 @@ func (gs *groups) own(e *Engine, key string, durable bool) error {
 	case err != nil:
 		return err
 	}
-	g := &group{key: key, filter: filterOf(key), row: row, waiting: true}
+	g := &group{key: key, filter: filterOf(key), row: row, waiting: true, epoch: epoch}
+	e.sharing.deals(row.ID, dealer{e.nodes.self, epoch})
 	g.picker.Strategy = e.cfg.Shared.Strategy
 	g.core = session.NewGroup(row.ID, true)
 	g.core.Keep(e.cfg.Memory)
