@@ -7,7 +7,6 @@ import (
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/bridge"
-	"github.com/herald-mqtt/herald/broker/topic"
 	"github.com/herald-mqtt/herald/persistence"
 )
 
@@ -206,7 +205,7 @@ func (e *Engine) rejoin(g *group) {
 		}
 		c.mu.Unlock()
 		if sub != nil {
-			g.enter(member{h: c.h, g: e.grants.of(topic.Options{QoS: sub.QoS, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier})})
+			e.enterHere(g, c, &sub.Subscription)
 		}
 	}
 	e.groups.wakeSoon(e, g)

@@ -279,21 +279,48 @@ func (g *group) exit(id herald.SessionID, p *peer) {
 func (e *Engine) attend(c *client, key string, sub *persistence.Subscription) error {
 	gs := &e.groups
 	defer gs.joins.lock(key)()
-	s := &e.sharing
-	s.mu.Lock()
-	if s.here[key] == nil {
-		s.here[key] = make(map[herald.SessionID]*handle)
+	if !e.sharing.come(c, key) {
+		return nil
 	}
-	s.here[key][c.h.id] = c.h
-	s.mu.Unlock()
 	if err := gs.ensure(e, key, c.core.Durable()); err != nil {
 		return err
 	}
 	if g := gs.byKey(key); g != nil {
-		g.enter(member{h: c.h, g: e.grants.of(topic.Options{QoS: sub.QoS, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier})})
+		e.enterHere(g, c, sub)
 		gs.wakeSoon(e, g)
 	}
 	return nil
+}
+
+// come notes that a client is connected here, unless it has gone meanwhile: absent comes
+// after its connection was taken from it, once.
+func (s *sharing) come(c *client, key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.here[key] == nil {
+		s.here[key] = make(map[herald.SessionID]*handle)
+	}
+	s.here[key][c.h.id] = c.h
+	return true
+}
+
+// enterHere adds a client of this node, which may go at the same time: it must not stand
+// in the way of where it is connected next.
+func (e *Engine) enterHere(g *group, c *client, sub *persistence.Subscription) {
+	g.enter(member{h: c.h, g: e.grants.of(topic.Options{QoS: sub.QoS, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier})})
+	s := &e.sharing
+	s.mu.Lock()
+	here := s.here[g.key][c.h.id] == c.h
+	s.mu.Unlock()
+	if !here {
+		g.exit(c.h.id, nil)
+		e.reenter(g, c.h.id)
+	}
 }
 
 // absent takes a client out whose connection is gone, or that has unsubscribed.

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/herald-mqtt/herald/bridge"
+	"github.com/herald-mqtt/herald/broker/session"
 	"github.com/herald-mqtt/herald/persistence"
 )
 
@@ -77,5 +78,33 @@ func TestMembersMove(t *testing.T) {
 				t.Errorf("a member at %v, want %v", at, want)
 			}
 		})
+	}
+}
+
+// Who goes while it waits for its group to be there is no member of it here: it would
+// stand in the way of where it is connected next.
+func TestWhoHasGoneIsNoMember(t *testing.T) {
+	e := onShelf(new(shelf))
+	defer e.endLife()
+	e.workers = []*worker{{e: e}}
+	g := &group{key: "g/a", filter: "a"}
+	e.groups.byName["g/a"] = g
+	sub := persistence.Subscription{Filter: "$share/g/a", QoS: 2}
+	c := &client{e: e, h: &handle{id: memberOfCabinet}, core: session.New(memberOfCabinet, true), conn: sink{}}
+	if err := e.attend(c, "g/a", &sub); err != nil || len(g.members) != 1 {
+		t.Fatalf("%d members, %v", len(g.members), err)
+	}
+	c.conn = nil
+	e.absent(c, "g/a")
+	if err := e.attend(c, "g/a", &sub); err != nil || len(g.members) != 0 || len(e.sharing.here) != 0 {
+		t.Errorf("it attends without a connection: %d members, %v", len(g.members), err)
+	}
+	p := &peer{Peer: bridge.Peer{Node: 2}}
+	if err := e.memberCame(p, memberRoute(memberOfCabinet, &sub)); err != nil {
+		t.Fatal(err)
+	}
+	e.enterHere(g, c, &sub) // it was on its way
+	if len(g.members) != 1 || g.members[0].at != p {
+		t.Errorf("members %+v, want one at node 2", g.members)
 	}
 }
