@@ -108,6 +108,13 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 				return
 			}
 		}
+		// Whoever made the group has announced it, and may not know yet that everybody has
+		// taken that in, or have failed to: the SUBACK waits for all of them to know it.
+		if key, shared := shareKey(sub.Filter); shared && e.nodes.on() {
+			if id, ok := e.groupID(key); ok {
+				events = append(events, appendGroup(eventGroup, id, key))
+			}
+		}
 	}
 	if !b.Empty() {
 		if err := e.commit(&b); err != nil {
