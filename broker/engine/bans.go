@@ -291,9 +291,7 @@ func (e *Engine) endIfBanned(c *client, w *listen.Worker) bool {
 	if e.bans.list.Len() == 0 {
 		return false
 	}
-	c.mu.Lock()
-	conn := c.conn
-	c.mu.Unlock()
+	conn := c.connection()
 	if conn == nil {
 		return false
 	}
@@ -302,7 +300,5 @@ func (e *Engine) endIfBanned(c *client, w *listen.Worker) bool {
 		return false
 	}
 	e.stats.BanEnded.Add(1)
-	conn.CloseAfter(w, e.Goodbye(conn, wire.ReasonAdministrative, ""))
-	e.abandon(conn)
-	return true
+	return e.expel(conn, w)
 }

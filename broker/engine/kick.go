@@ -25,15 +25,24 @@ func (e *Engine) kick(name string) bool {
 	if c == nil {
 		return false
 	}
-	c.mu.Lock()
-	conn := c.conn
-	c.mu.Unlock()
+	w := listen.NewWorker()
+	defer w.Flush()
+	return e.expel(c.connection(), w)
+}
+
+// expel ends a connection that the operators do not want; nil: there is none.
+func (e *Engine) expel(conn Conn, w *listen.Worker) bool {
 	if conn == nil {
 		return false
 	}
-	w := listen.NewWorker()
 	conn.CloseAfter(w, e.Goodbye(conn, wire.ReasonAdministrative, ""))
-	w.Flush()
 	e.abandon(conn)
 	return true
+}
+
+// connection is the client's, or nil.
+func (c *client) connection() Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn
 }

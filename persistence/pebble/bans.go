@@ -84,17 +84,7 @@ func (a *applier) ban(c *persistence.BanChange) {
 // sweepBans removes bans that have ended.
 func (k *keeper) sweepBans() error {
 	limit := int64(k.graceful())
-	from := []byte{kBan}
-	for {
-		keys, err := k.collect(from, []byte{kBan + 1}, removeRetainedAtOnce*8)
-		if err != nil || len(keys) == 0 {
-			return err
-		}
-		from = append(bytes.Clone(keys[len(keys)-1]), 0)
-		if err := k.removeBans(keys, limit); err != nil {
-			return err
-		}
-	}
+	return k.pages(kBan, func(keys [][]byte) error { return k.removeBans(keys, limit) })
 }
 
 func (k *keeper) removeBans(keys [][]byte, limit int64) error {

@@ -317,14 +317,19 @@ const goneFor = orphanAge
 // published before them can still come.
 func (k *keeper) sweepGone() error {
 	limit := herald.IDAt(k.s.opts.Now().Add(-goneFor).UnixMilli())
-	from := []byte{kRetainedGone}
+	return k.pages(kRetainedGone, func(keys [][]byte) error { return k.forgetGone(keys, limit) })
+}
+
+// pages has the rows of a kind looked at, some of them at a time.
+func (k *keeper) pages(kind byte, look func(keys [][]byte) error) error {
+	from := []byte{kind}
 	for {
-		keys, err := k.collect(from, []byte{kRetainedGone + 1}, removeRetainedAtOnce*8)
+		keys, err := k.collect(from, []byte{kind + 1}, removeRetainedAtOnce*8)
 		if err != nil || len(keys) == 0 {
 			return err
 		}
 		from = append(bytes.Clone(keys[len(keys)-1]), 0)
-		if err := k.forgetGone(keys, limit); err != nil {
+		if err := look(keys); err != nil {
 			return err
 		}
 	}
