@@ -117,7 +117,7 @@ func TestCloseFromEverySide(t *testing.T) {
 		},
 		"all at once": func(_ *testing.T, b *broker, c *client) {
 			b.loop.Each(func(c *Conn) { go c.CloseAfter(nil, []byte{0xe0, 0}); go c.Shutdown() })
-			c.send(publishFrame("a", "b"))
+			_, _ = c.Write(publishFrame("a", "b")) // unless it is too late
 			_ = c.Close()
 		},
 		"paused": func(_ *testing.T, b *broker, c *client) {
