@@ -441,6 +441,9 @@ func TestFailedWrite(t *testing.T) {
 				failed.Store(fmt.Sprintf("%v of %s", op.Kind, op.Path))
 				return errorfs.ErrInjected
 			}
+			if n > cut && op.Kind == errorfs.OpRename {
+				time.Sleep(time.Millisecond) // who takes a name before it is given is seen
+			}
 			return nil
 		})
 		what := fmt.Sprintf("write %d of %d", cut, total)

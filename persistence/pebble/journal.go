@@ -159,14 +159,18 @@ func (j *journal) abandon() {
 		j.seal()
 		return
 	}
-	// Not even its beginning was written: as if it had never been.
+	// Not even its beginning was written: as if it had never been. It is spare when it
+	// has its name, not before: the preparer would make a file of that name, this one
+	// would replace it, and what is written then would be in no folder.
 	c := j.cur
 	_ = c.f.Close()
 	j.cur = nil
+	if j.fs.Rename(j.path(liveName(c.seq)), j.path(freeName(c.seq))) != nil {
+		return // found again at the next start
+	}
 	j.mu.Lock()
 	j.spare = append(j.spare, c.seq)
 	j.mu.Unlock()
-	_ = j.fs.Rename(j.path(liveName(c.seq)), j.path(freeName(c.seq)))
 }
 
 // prepare is the body of the preparer: it keeps one segment ready until the
