@@ -14,17 +14,18 @@ func (c *client) enqueue(s *shipment) {
 }
 
 // enqueueIfBusy does so if there are any, or if s has to fail because one before it
-// has, and tells whether it did. The shipment has nothing to commit.
-func (c *client) enqueueIfBusy(s *shipment) bool {
+// has, and tells whether it did, and whether it fails. The shipment has nothing to
+// commit.
+func (c *client) enqueueIfBusy(s *shipment) (busy, fails bool) {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
 	if len(c.line) == 0 && c.broken == nil {
-		return false
+		return false, false
 	}
 	s.done, s.err = true, c.broken
 	c.line = append(c.line, s)
 	c.grewLocked(s)
-	return true
+	return true, s.err != nil
 }
 
 // grewLocked counts a shipment that is under way.

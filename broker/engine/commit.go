@@ -157,21 +157,25 @@ type shipment struct {
 func (e *Engine) ship(s *shipment, w *listen.Worker) {
 	c := s.from
 	if s.batch.Empty() {
-		switch {
-		case e.waits(s, e.scratch(w)):
+		if e.waits(s, e.scratch(w)) {
 			s.done = true
 			if c != nil {
 				c.enqueue(s)
 			}
 			e.worker(c).put(s)
-		case c == nil:
+			return
+		}
+		if c == nil {
 			e.deliver(s, w)
 			e.landed(s)
-		case !c.enqueueIfBusy(s):
+			return
+		}
+		switch busy, fails := c.enqueueIfBusy(s); {
+		case !busy:
 			e.deliver(s, w)
 			c.acknowledge(s.acks, w)
 			e.landed(s)
-		case e.nodes.on() || s.err != nil: // those before it may only wait to be appended
+		case fails || e.nodes.on(): // those before it may only wait to be appended
 			e.worker(c).put(s)
 		}
 		return

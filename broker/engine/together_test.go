@@ -65,7 +65,7 @@ func TestNothingFollowsAFailedCommit(t *testing.T) {
 	c := &client{e: e}
 	stored, bare := spreadOf(c, 1, 1), &shipment{from: c}
 	c.enqueue(stored)
-	if !c.enqueueIfBusy(bare) || bare.err != nil {
+	if busy, fails := c.enqueueIfBusy(bare); !busy || fails {
 		t.Fatal("what follows does not wait")
 	}
 	stored.err = errors.New("away")
@@ -76,7 +76,7 @@ func TestNothingFollowsAFailedCommit(t *testing.T) {
 		t.Error("what waited behind it is delivered")
 	}
 	c = &client{e: e, broken: stored.err}
-	if late := (&shipment{from: c}); !c.enqueueIfBusy(late) || late.err == nil {
+	if busy, fails := c.enqueueIfBusy(&shipment{from: c}); !busy || !fails {
 		t.Error("what comes later is delivered")
 	}
 }
