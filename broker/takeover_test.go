@@ -73,12 +73,18 @@ func TestTakeOverWhileSubscribing(t *testing.T) {
 	var wg sync.WaitGroup
 	for k := range clients {
 		wg.Go(func() {
+			var unread []*peer
 			for i := range rounds {
 				p := dial(t, addr, wire.Connect{ClientID: []byte("same"), Clean: true, SessionExpiry: uint32(k % 2 * 3600)})
 				_, _ = p.conn.Write(append(big, big...))
 				if i%3 == 0 {
 					_, _, _ = p.next()
+				} else {
+					unread = append(unread, p)
 				}
+			}
+			for _, p := range unread { // none of them comes after what connects below
+				_, _, _ = p.next()
 			}
 		})
 	}
