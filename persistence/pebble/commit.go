@@ -3,6 +3,7 @@ package pebble
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -228,7 +229,8 @@ func (c *committer) undertake() {
 	if turn%2 == 0 || !c.turn.CompareAndSwap(turn, turn+1) {
 		return // it works
 	}
-	c.finish(&group{batches: c.write.batches}, c.s.health.fatal())
+	// The writer's own group is left as it is: the writer may come back to it yet.
+	c.finish(&group{batches: slices.Clone(c.write.batches)}, c.s.health.fatal())
 	for {
 		c.mu.Lock()
 		g := c.gather

@@ -1,0 +1,58 @@
+package pebble
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// What can be seen, or lost, between two effects that belong together.
+
+// inject wraps fs: before each operation at is called, and may fail it.
+func inject(fs vfs.FS, at func(op errorfs.Op) error) vfs.FS {
+	return errorfs.Wrap(fs, errorfs.InjectorFunc(at))
+}
+
+func inJournal(op errorfs.Op, kind errorfs.OpKind) bool {
+	return op.Kind == kind && strings.Contains(op.Path, "journal")
+}
+
+// TestWriterComesBackLate: the database dies while the writer waits for the disk,
+// what it had is failed in its place, and then the disk answers.
+func TestWriterComesBackLate(t *testing.T) {
+	var slow atomic.Bool
+	entered, release := make(chan struct{}), make(chan struct{})
+	opts := small()
+	opts.FS = inject(vfs.NewMem(), func(op errorfs.Op) error {
+		if inJournal(op, errorfs.OpFileSyncData) && slow.CompareAndSwap(true, false) {
+			close(entered)
+			<-release
+		}
+		return nil
+	})
+	s := mustOpen(t, "data", opts)
+	f := newFiller(t, s)
+	a := f.session("a")
+	slow.Store(true)
+	done := make(chan error, 1)
+	s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: f.messages(1, 10), Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
+		func(err error) { done <- err })
+	<-entered
+	s.die("a test")
+	if err := <-done; !errors.Is(err, herald.ErrUnavailable) {
+		t.Fatalf("got %v", err)
+	}
+	close(release)
+	inTime(t, "close", func() {
+		if err := s.Close(); !errors.Is(err, herald.ErrUnavailable) {
+			t.Errorf("close: %v", err)
+		}
+	})
+}
