@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -22,6 +23,37 @@ func inject(fs vfs.FS, at func(op errorfs.Op) error) vfs.FS {
 
 func inJournal(op errorfs.Op, kind errorfs.OpKind) bool {
 	return op.Kind == kind && strings.Contains(op.Path, "journal")
+}
+
+// TestPreparedAgain: a segment could not be prepared, and the writer asks again.
+// Nobody else wakes the preparer.
+func TestPreparedAgain(t *testing.T) {
+	var failing atomic.Bool
+	fs := inject(vfs.NewMem(), func(op errorfs.Op) error {
+		if failing.Load() && op.Kind == errorfs.OpFileSync {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	if err := fs.MkdirAll("journal", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j := newJournal(fs, "journal", storeID{1}, 64<<10)
+	over := make(chan struct{})
+	go func() { defer close(over); j.prepare() }()
+	failing.Store(true)
+	if err := j.rotate(8); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("got %v", err)
+	}
+	failing.Store(false)
+	inTime(t, "the next attempt", func() {
+		if err := j.rotate(8); err != nil {
+			t.Error(err)
+		}
+	})
+	j.shut()
+	<-over
+	j.close()
 }
 
 // TestWriterComesBackLate: the database dies while the writer waits for the disk,

@@ -92,7 +92,8 @@ func (j *journal) write(rec []byte, kind byte) ([]byte, error) {
 // too many sealed ones wait for the checkpointer.
 func (j *journal) rotate(maxSealed int) error {
 	j.mu.Lock()
-	j.prepErr = nil // of some time ago
+	j.prepErr = nil // of some time ago; the preparer waits for that
+	j.changed.Broadcast()
 	for !j.closed && (j.ready == nil && j.prepErr == nil || len(j.sealed) >= maxSealed && j.blocked == nil) {
 		if j.ready == nil && !j.wanted {
 			j.wanted = true
