@@ -2,6 +2,7 @@ package pebble
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -87,4 +88,46 @@ func TestWriterComesBackLate(t *testing.T) {
 			t.Errorf("close: %v", err)
 		}
 	})
+}
+
+// TestCloseOnFullDisk: the disk has no room for tables and does not get any. Whoever
+// waits for them is told so, and the store can be closed.
+func TestCloseOnFullDisk(t *testing.T) {
+	for _, checkpoint := range []bool{false, true} {
+		var full atomic.Bool
+		mem := vfs.NewCrashableMem()
+		opts := small()
+		opts.FS = inject(mem, func(op errorfs.Op) error {
+			if full.Load() && strings.Contains(op.Path, "db") && (op.Kind == errorfs.OpFileWrite || op.Kind == errorfs.OpCreate) {
+				return &os.PathError{Op: "write", Path: op.Path, Err: syscall.ENOSPC}
+			}
+			return nil
+		})
+		s := mustOpen(t, "data", opts)
+		f := newFiller(t, s)
+		a := f.session("a")
+		kept := f.messages(3, 100)
+		f.spread(kept, a)
+		full.Store(true)
+		for checkpoint && s.Health() == nil { // until the keeper wants a table
+			m := f.messages(1, 20<<10)
+			done := make(chan error, 1)
+			s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: m, Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
+				func(err error) { done <- err })
+			if err := <-done; err == nil {
+				kept = append(kept, m...)
+			}
+		}
+		inTime(t, "close", func() {
+			if err := s.Close(); err != nil && !errors.Is(err, herald.ErrUnavailable) {
+				t.Errorf("close: %v", err)
+			}
+		})
+		opts.FS = mem
+		f.s = mustOpen(t, "data", opts)
+		f.same("what was acknowledged", f.inbox(a), idsOf(kept))
+		if err := f.s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

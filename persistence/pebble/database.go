@@ -99,17 +99,30 @@ func (s *Store) guarded(f func() error) error {
 	}
 }
 
-// flush makes everything that was applied durable in Pebble.
+// flush makes everything that was applied durable in Pebble. While Pebble cannot write
+// its tables it fails: Pebble tries again for ever, and what waited for that would
+// wait with it, be it only for the store to be closed. One at a time.
 func (s *Store) flush() error {
-	done, err := s.db.AsyncFlush()
-	if err != nil {
-		return err
-	}
-	select {
-	case <-done:
-		return nil
-	case <-s.health.died:
-		return s.health.fatal()
+	for {
+		stuck, err := s.health.flushing()
+		if err != nil {
+			return err
+		}
+		last := s.flushed == nil
+		if last {
+			if s.flushed, err = s.db.AsyncFlush(); err != nil {
+				return err
+			}
+		} // else an earlier one goes on, before what was applied since
+		select {
+		case <-s.flushed:
+			if s.flushed = nil; last {
+				return nil
+			}
+		case <-stuck:
+		case <-s.health.died:
+			return s.health.fatal()
+		}
 	}
 }
 

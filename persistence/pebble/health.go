@@ -18,14 +18,15 @@ import (
 type healthState struct {
 	died chan struct{} // closed by die
 
-	mu     sync.Mutex // guards below; a leaf
-	dead   error      // the database is gone; nothing can be read either
-	failed error      // the journal cannot be trusted; until restart
-	full   error      // no space; until there is
-	flush  error      // Pebble cannot write its tables; until it can
+	mu     sync.Mutex    // guards below; a leaf
+	dead   error         // the database is gone; nothing can be read either
+	failed error         // the journal cannot be trusted; until restart
+	full   error         // no space; until there is
+	flush  error         // Pebble cannot write its tables; until it can
+	stuck  chan struct{} // closed while flush is set
 }
 
-func (h *healthState) init() { h.died = make(chan struct{}) }
+func (h *healthState) init() { h.died, h.stuck = make(chan struct{}), make(chan struct{}) }
 
 // die records a fatal error of the database.
 func (h *healthState) die(err error) {
@@ -61,7 +62,21 @@ func (h *healthState) isFull() bool {
 func (h *healthState) setFlush(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	switch {
+	case err != nil && h.flush == nil:
+		close(h.stuck)
+	case err == nil && h.flush != nil:
+		h.stuck = make(chan struct{})
+	}
 	h.flush = err
+}
+
+// flushing is why Pebble cannot write its tables now, or nil, and what is closed as
+// soon as it cannot.
+func (h *healthState) flushing() (stuck <-chan struct{}, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stuck, h.flush
 }
 
 // fatal is why nothing can be read, or nil.

@@ -178,6 +178,10 @@ func (k *keeper) spill(seg uint64) error {
 		for k.s.applier.Load() > 0 {
 			runtime.Gosched()
 		}
+		// Pebble's memory is bounded: whoever fills it waits until tables can be written.
+		if _, err := k.s.health.flushing(); err != nil {
+			return err
+		}
 		rest, err := k.spillSome(sessions, seg)
 		if err != nil {
 			return err

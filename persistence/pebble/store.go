@@ -135,8 +135,9 @@ type Store struct {
 	spilled  atomic.Bool   // there may be entries of inboxes in Pebble
 	bans     atomic.Uint64 // changes of the list of bans
 
-	health healthState
-	keeper keeper
+	health  healthState
+	keeper  keeper
+	flushed <-chan struct{} // of a flush that goes on; whoever may flush: Open, the keeper, Close
 
 	mu      sync.Mutex // guards below
 	closed  bool
