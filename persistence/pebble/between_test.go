@@ -26,6 +26,53 @@ func inJournal(op errorfs.Op, kind errorfs.OpKind) bool {
 	return op.Kind == kind && strings.Contains(op.Path, "journal")
 }
 
+// TestKilledThenPowerLoss: a process is killed between the write of a record and
+// its sync, the next one finds the record whole and goes on behind it, and then
+// the power fails. What rests on the record must not be there without it.
+func TestKilledThenPowerLoss(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	var armed, killed atomic.Bool
+	opts := small()
+	opts.FS = inject(mem, func(op errorfs.Op) error {
+		if armed.Load() && inJournal(op, errorfs.OpFileSyncData) {
+			killed.Store(true)
+		}
+		if killed.Load() && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+			return errorfs.ErrInjected // as if nobody did anything any more
+		}
+		return nil
+	})
+	s := mustOpen(t, "data", opts)
+	f := newFiller(t, s)
+	a := f.session("a")
+	kept := f.messages(3, 100)
+	f.spread(kept, a)
+	armed.Store(true)
+	found := f.messages(1, 100)
+	done := make(chan error, 1)
+	s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: found, Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
+		func(err error) { done <- err })
+	if err := <-done; err == nil {
+		t.Fatal("acknowledged what was not synced")
+	}
+	_ = s.Close()
+
+	opts.FS = mem
+	f.s = mustOpen(t, "data", opts)
+	f.same("the page cache has it", f.inbox(a), append(idsOf(kept), idsOf(found)...))
+	more := f.messages(1, 100)
+	f.spread(more, a)
+	after := mem.CrashClone(vfs.CrashCloneCfg{})
+	if err := f.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	opts.FS = after
+	f.s = mustOpen(t, "data", opts)
+	defer f.s.Close()
+	f.same("after the power loss", f.inbox(a), append(append(idsOf(kept), idsOf(found)...), idsOf(more)...))
+}
+
 // TestPreparedAgain: a segment could not be prepared, and the writer asks again.
 // Nobody else wakes the preparer.
 func TestPreparedAgain(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/herald-mqtt/herald"
 )
 
@@ -63,9 +65,14 @@ func (j *journal) recover(low uint64, f func(seg uint64, off int64, body []byte)
 		if buf, err = readSegment(j.fs, j.path(liveName(u.seq)), buf); err != nil {
 			return err
 		}
-		at, err := j.replay(u.seq, buf, end, f)
+		from, at, err := j.replay(u.seq, buf, end, f)
 		if err != nil {
 			return err
+		}
+		if end < 0 {
+			if err := j.harden(u.seq, buf, from, at); err != nil {
+				return err
+			}
 		}
 		j.last = &segment{seq: u.seq, end: at}
 		j.sealed = append(j.sealed, *j.last)
@@ -169,31 +176,50 @@ func (j *journal) readHead(path string) ([]byte, error) {
 	return head[:n], nil
 }
 
-// replay calls f with the records of one segment and returns where they end. end
-// is where its successor says that they end, -1 for the last segment.
-func (j *journal) replay(seq uint64, data []byte, end int64, f func(seg uint64, off int64, body []byte) error) (int64, error) {
-	at := int64(2 * page)
+// harden writes and syncs the journal's last record, which stands at from, once more.
+// Perhaps it never was: the process that wrote it may have been killed before, or
+// have been told that the sync failed, and what it left in the page cache is found
+// like anything else. From now on it counts, and "begin" of the next segment says so.
+func (j *journal) harden(seq uint64, data []byte, from, to int64) error {
+	f, err := j.fs.OpenReadWrite(j.path(liveName(seq)), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if _, err = f.WriteAt(data[from:min(to, int64(len(data)))], from); err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// replay calls f with the records of one segment and returns where the last one begins
+// and where it ends. end is where its successor says that they end, -1 for the last
+// segment.
+func (j *journal) replay(seq uint64, data []byte, end int64, f func(seg uint64, off int64, body []byte) error) (from, at int64, err error) {
+	from, at = page, 2*page
 	for end < 0 || at < end {
 		kind, body, next := recordAt(data, seq, at)
 		if body == nil || kind != recBatches {
 			break
 		}
 		if err := f(seq, at, body); err != nil {
-			return 0, fmt.Errorf("journal: %s, offset %d: %w", j.path(liveName(seq)), at, err)
+			return 0, 0, fmt.Errorf("journal: %s, offset %d: %w", j.path(liveName(seq)), at, err)
 		}
-		at = next
+		from, at = at, next
 	}
 	if end >= 0 && at != end {
-		return 0, fmt.Errorf("journal: %w: %s, offset %d: damaged record; the segment's records go on to %d",
+		return 0, 0, fmt.Errorf("journal: %w: %s, offset %d: damaged record; the segment's records go on to %d",
 			herald.ErrCorrupt, j.path(liveName(seq)), at, end)
 	}
 	if end < 0 {
 		if behind := headerBehind(data, seq, at); behind >= 0 {
-			return 0, fmt.Errorf("journal: %w: %s, offset %d: damaged record, and a valid one at %d",
+			return 0, 0, fmt.Errorf("journal: %w: %s, offset %d: damaged record, and a valid one at %d",
 				herald.ErrCorrupt, j.path(liveName(seq)), at, behind)
 		}
 	}
-	return at, nil
+	return from, at, nil
 }
 
 // position is a place in the journal.
