@@ -2,11 +2,13 @@ package pebble
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -71,6 +73,122 @@ func TestKilledThenPowerLoss(t *testing.T) {
 	f.s = mustOpen(t, "data", opts)
 	defer f.s.Close()
 	f.same("after the power loss", f.inbox(a), append(append(idsOf(kept), idsOf(found)...), idsOf(more)...))
+}
+
+// TestPowerLossAtStart cuts the power before each write of a start: the folder
+// opens, and has everything.
+func TestPowerLossAtStart(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	opts := small()
+	opts.FS = mem
+	s := mustOpen(t, "data", opts)
+	f := newFiller(t, s)
+	a := f.session("a")
+	kept := f.messages(3, 100)
+	f.spread(kept, a)
+	f.until("the next segment is ready", func() bool { s.journal.mu.Lock(); defer s.journal.mu.Unlock(); return s.journal.ready != nil })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	type cut struct {
+		at string
+		fs *vfs.MemFS
+	}
+	cuts := make(chan cut, 10_000)
+	opts.FS = inject(mem, func(op errorfs.Op) error {
+		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+			cuts <- cut{fmt.Sprintf("%v of %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{})}
+		}
+		return nil
+	})
+	f.s = mustOpen(t, "data", opts)
+	f.spread(f.messages(1, 100), a)
+	if err := f.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	close(cuts)
+	n := 0
+	for c := range cuts {
+		opts.FS = c.fs
+		s, err := Open("data", opts)
+		if err != nil {
+			t.Errorf("power lost before %s: %v", c.at, err)
+			continue
+		}
+		f.s = s
+		got := f.inbox(a)
+		f.same("power lost before "+c.at, got[:min(len(got), 3)], idsOf(kept))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n < 20 {
+		t.Fatalf("only %d writes were cut", n)
+	}
+}
+
+// TestPowerLossAfterFullDisk: the beginning of a segment cannot be written, its
+// file is used for the next one, and at each write from then on the power may
+// fail.
+func TestPowerLossAfterFullDisk(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	var failing, cutting atomic.Bool
+	type cut struct {
+		at string
+		fs *vfs.MemFS
+	}
+	cuts := make(chan cut, 10_000)
+	opts := small()
+	opts.SweepInterval = 50 * time.Millisecond
+	opts.FS = inject(mem, func(op errorfs.Op) error {
+		if failing.Load() && inJournal(op, errorfs.OpFileSyncData) && failing.CompareAndSwap(true, false) {
+			cutting.Store(true)
+			return &os.PathError{Op: "write", Path: op.Path, Err: syscall.ENOSPC}
+		}
+		if cutting.Load() && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+			cuts <- cut{fmt.Sprintf("%v of %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{})}
+		}
+		return nil
+	})
+	s := mustOpen(t, "data", opts)
+	f := newFiller(t, s)
+	a := f.session("a")
+	kept := f.messages(3, 10<<10)
+	f.spread(kept, a)
+	f.until("the next segment is ready", func() bool { s.journal.mu.Lock(); defer s.journal.mu.Unlock(); return s.journal.ready != nil })
+	failing.Store(true)
+	done := make(chan error, 1)
+	big := f.messages(1, 60<<10) // does not fit any more
+	s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: big, Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
+		func(err error) { done <- err })
+	if err := <-done; !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("commit on a full disk: %v", err)
+	}
+	f.until("there is space again", func() bool { return s.Health() == nil })
+	more := f.messages(3, 40<<10)
+	for _, m := range more {
+		f.spread([]*herald.Message{m}, a)
+	}
+	cutting.Store(false)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	close(cuts)
+	for c := range cuts {
+		opts.FS = c.fs
+		s, err := Open("data", opts)
+		if err != nil {
+			t.Errorf("power lost before %s: %v", c.at, err)
+			continue
+		}
+		f.s = s
+		got := f.inbox(a)
+		f.same("power lost before "+c.at, got[:min(len(got), 3)], idsOf(kept))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestPreparedAgain: a segment could not be prepared, and the writer asks again.

@@ -161,12 +161,13 @@ func (j *journal) abandon() {
 		return
 	}
 	// Not even its beginning was written: as if it had never been. It is spare when it
-	// has its name, not before: the preparer would make a file of that name, this one
-	// would replace it, and what is written then would be in no folder.
+	// has its name for good, not before: the preparer would make a file of that name,
+	// this one would replace it, and what is written then would be in no folder; or the
+	// old name would come back after a power loss, with another segment's header.
 	c := j.cur
 	_ = c.f.Close()
 	j.cur = nil
-	if j.fs.Rename(j.path(liveName(c.seq)), j.path(freeName(c.seq))) != nil {
+	if j.fs.Rename(j.path(liveName(c.seq)), j.path(freeName(c.seq))) != nil || j.syncDir() != nil {
 		return // found again at the next start
 	}
 	j.mu.Lock()
@@ -254,17 +255,7 @@ func (j *journal) make(seq, spare uint64, size int64) (*segment, error) {
 	return &segment{seq: seq, f: f, size: max(size, have), end: page}, nil
 }
 
-func (j *journal) syncDir() error {
-	d, err := j.fs.OpenDir(j.dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if cerr := d.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
+func (j *journal) syncDir() error { return syncDir(j.fs, j.dir) }
 
 // release frees the sealed segments up to seq and returns how many: their files
 // are kept for reuse up to a few, and removed beyond that or if they grew.

@@ -77,7 +77,9 @@ func (j *journal) recover(low uint64, f func(seg uint64, off int64, body []byte)
 		j.last = &segment{seq: u.seq, end: at}
 		j.sealed = append(j.sealed, *j.last)
 	}
-	return nil
+	// A free file gets another segment's header. If its old name came back after a power
+	// loss, that would be damage.
+	return j.syncDir()
 }
 
 // chain follows the segments from the newest back to low. One that is not on the
