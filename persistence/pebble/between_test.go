@@ -222,6 +222,26 @@ func TestPreparedAgain(t *testing.T) {
 	j.close()
 }
 
+// TestFoldersAreDurable: the store's folder is made together with those above it,
+// and all of them are there after a power loss.
+func TestFoldersAreDurable(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	opts := small()
+	opts.FS = mem
+	s := mustOpen(t, "var/lib/herald/data", opts)
+	f := newFiller(t, s)
+	a := f.session("a")
+	kept := f.messages(1, 10)
+	f.spread(kept, a)
+	opts.FS = mem.CrashClone(vfs.CrashCloneCfg{})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.s = mustOpen(t, "var/lib/herald/data", opts)
+	defer f.s.Close()
+	f.same("after a power loss", f.inbox(a), idsOf(kept))
+}
+
 // TestWriterComesBackLate: the database dies while the writer waits for the disk,
 // what it had is failed in its place, and then the disk answers.
 func TestWriterComesBackLate(t *testing.T) {

@@ -26,6 +26,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -167,6 +168,7 @@ func open(dir string, opts Options, steps []migration) (_ *Store, err error) {
 	}()
 	fs := opts.FS
 	journalDir := fs.PathJoin(dir, "journal")
+	parents := missing(fs, dir)
 	for _, d := range []string{dir, journalDir} {
 		if err := fs.MkdirAll(d, 0o700); err != nil {
 			return nil, err
@@ -192,7 +194,7 @@ func open(dir string, opts Options, steps []migration) (_ *Store, err error) {
 	s.tails.of = make(map[herald.SessionID]*tail)
 	s.apply.init(s)
 	s.journal = newJournal(fs, journalDir, id, opts.SegmentBytes)
-	for _, d := range []string{fs.PathDir(dir), dir} { // the folders' names are durable, too
+	for _, d := range append(parents, dir) { // the folders' names are durable, too
 		if err := syncDir(fs, d); err != nil {
 			return nil, err
 		}
@@ -325,6 +327,20 @@ func (s *Store) sawID(id uint64) {
 		if id <= v || s.maxID.CompareAndSwap(v, id) {
 			return
 		}
+	}
+}
+
+// missing lists the folders in which a name is made when dir is: the one that is there
+// already, and those below that are not.
+func missing(fs vfs.FS, dir string) (in []string) {
+	for {
+		parent := fs.PathDir(dir)
+		in = append(in, parent)
+		if _, err := fs.Stat(parent); err == nil || parent == dir {
+			slices.Reverse(in)
+			return in
+		}
+		dir = parent
 	}
 }
 
