@@ -149,6 +149,7 @@ func claiming(t *testing.T) (*Engine, *neighbours) {
 	e.ids = herald.NewIDs(1, 0)
 	e.cfg.Now = time.Now
 	e.owners.init()
+	e.wills.init()
 	e.nodes.init(n, store)
 	e.life, e.endLife = context.WithCancel(context.Background())
 	t.Cleanup(e.endLife)

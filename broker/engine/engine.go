@@ -10,7 +10,7 @@
 //	acknowledge.go  to the publisher, in the order in which it published
 //
 // Sessions come in attach.go and go in detach.go, subscriptions in subscribe.go, retained
-// messages in retained.go, wills and expiry in housekeeping.go, shared
+// messages in retained.go, wills in will.go, expiry in housekeeping.go, shared
 // subscriptions in group.go, wide publishes in outbox.go, bounds in queue.go, bans in
 // bans.go.
 //
@@ -175,7 +175,7 @@ type Engine struct {
 type handle struct {
 	id      herald.SessionID
 	live    atomic.Pointer[client] // nil while nobody is connected
-	group   *group                 // of a shared subscription
+	group   atomic.Pointer[group]  // of a shared subscription; nil while another node owns it
 	durable bool
 	spilled atomic.Uint32 // of an ephemeral session: since which routing epoch it has an inbox; 0: it has none
 }
@@ -214,6 +214,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 	e.owners.init()
 	e.routing.init()
 	e.trusts.init()
+	e.wills.init()
 	e.sharing.init()
 	_, e.divided = store.(persistence.Claimer)
 	if cfg.Cluster != nil {

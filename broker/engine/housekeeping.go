@@ -1,11 +1,8 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"math"
-	"slices"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -233,131 +230,6 @@ func (e *Engine) expireClient(row persistence.Session, now int64) error {
 		e.owners.sealed(row.Name) // there is nothing left to be sealed
 	}
 	return nil
-}
-
-// newWill is the will of a CONNECT.
-func (e *Engine) newWill(c *client, con *wire.Connect, now int64) *persistence.Will {
-	m := herald.Message{
-		Publisher: c.h0(), Topic: string(con.WillTopic), QoS: min(con.WillQoS, e.cfg.MaxQoS), Retain: con.WillRetain,
-		Payload: append([]byte(nil), con.WillPayload...),
-	}
-	if len(con.WillProperties) > 0 {
-		m.Properties = append([]byte(nil), con.WillProperties...)
-	}
-	if con.HasWillExpiry {
-		// Counted from the moment of publication; kept as a duration until then.
-		m.Expires = int64(con.WillExpiry)*1000 + 1
-	}
-	return &persistence.Will{
-		Session: c.row.ID, Client: c.name, Message: m, Delay: con.WillDelay,
-		Node: e.nodes.self.Node, Life: e.nodes.self.Incarnation,
-	}
-}
-
-// h0 is the identity of a client whose handle is not made yet.
-func (c *client) h0() herald.SessionID { return c.row.ID }
-
-// delayedWills are the wills of clients that are gone and may come back in time.
-type delayedWills struct {
-	mu   sync.Mutex
-	m    map[herald.SessionID]*persistence.Will
-	next int64 // when the earliest is due
-}
-
-func (d *delayedWills) add(w *persistence.Will) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.m == nil {
-		d.m = make(map[herald.SessionID]*persistence.Will)
-	}
-	if len(d.m) == 0 || w.Due < d.next {
-		d.next = w.Due
-	}
-	d.m[w.Session] = w
-}
-
-// some tells whether there are any.
-func (d *delayedWills) some() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.m) > 0
-}
-
-func (d *delayedWills) take(id herald.SessionID) *persistence.Will {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	w := d.m[id]
-	delete(d.m, id)
-	return w
-}
-
-// publishDue publishes the wills that are due. It does so under the lock, so
-// that a client which comes back at this moment stores its new will after the
-// row of the old one is gone.
-func (d *delayedWills) publishDue(e *Engine, now int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.m) == 0 || now < d.next {
-		return
-	}
-	d.next = math.MaxInt64
-	var due []*persistence.Will
-	for _, w := range d.m {
-		if w.Due > now {
-			d.next = min(d.next, w.Due)
-		} else {
-			due = append(due, w)
-		}
-	}
-	// The latest of several retained ones is to stay.
-	slices.SortFunc(due, func(a, b *persistence.Will) int {
-		return cmp.Or(cmp.Compare(a.Due, b.Due), cmp.Compare(a.Client, b.Client))
-	})
-	for _, w := range due {
-		resumed, err := e.resumed(w)
-		if err != nil {
-			w.Due = now + 1000
-			d.next = min(d.next, w.Due)
-			continue
-		}
-		delete(d.m, w.Session)
-		if !resumed {
-			e.publishWill(w)
-		}
-	}
-}
-
-// publishWill publishes a will; its row goes in the same commit.
-func (e *Engine) publishWill(will *persistence.Will) {
-	e.publishWillIn(will, &shipment{failed: func() { // it is due again soon
-		again := *will
-		again.Due = e.now() + 1000
-		e.wills.add(&again)
-	}})
-}
-
-// publishWillNow is publishWill for who has to know that it is done.
-func (e *Engine) publishWillNow(will *persistence.Will) error {
-	done := make(chan error, 1)
-	sh := new(shipment)
-	sh.then = func() { done <- sh.err }
-	e.publishWillIn(will, sh)
-	select {
-	case err := <-done:
-		return err
-	case <-e.life.Done():
-		return herald.ErrClosed
-	}
-}
-
-func (e *Engine) publishWillIn(will *persistence.Will, sh *shipment) {
-	m := will.Message
-	if m.Expires != 0 {
-		m.Expires += e.now() - 1
-	}
-	e.stats.Wills.Add(1)
-	sh.batch.WillsGone = []herald.SessionID{will.Session}
-	e.publishOwn(&m, sh)
 }
 
 // publishOwn publishes a message that no client is waiting to have acknowledged,
