@@ -14,9 +14,10 @@ func (c *client) enqueue(s *shipment) {
 }
 
 // enqueueIfBusy does so if there are any, or if s has to fail because one before it
-// has, and tells whether it did, and whether it fails. The shipment has nothing to
-// commit.
-func (c *client) enqueueIfBusy(s *shipment) (busy, fails bool) {
+// has, and tells whether it did, and whether s is the next to be delivered: those
+// before it are then only being appended or acknowledged, and nobody who completes
+// them comes back for it. The shipment has nothing to commit.
+func (c *client) enqueueIfBusy(s *shipment) (busy, next bool) {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
 	if len(c.line) == 0 && c.broken == nil {
@@ -25,7 +26,7 @@ func (c *client) enqueueIfBusy(s *shipment) (busy, fails bool) {
 	s.done, s.err = true, c.broken
 	c.line = append(c.line, s)
 	c.grewLocked(s)
-	return true, s.err != nil
+	return true, c.delivered == len(c.line)-1
 }
 
 // grewLocked counts a shipment that is under way.

@@ -170,12 +170,12 @@ func (e *Engine) ship(s *shipment, w *listen.Worker) {
 			e.landed(s)
 			return
 		}
-		switch busy, fails := c.enqueueIfBusy(s); {
+		switch busy, next := c.enqueueIfBusy(s); {
 		case !busy:
 			e.deliver(s, w)
 			c.acknowledge(s.acks, w)
 			e.landed(s)
-		case fails || e.nodes.on(): // those before it may only wait to be appended
+		case next:
 			e.worker(c).put(s)
 		}
 		return

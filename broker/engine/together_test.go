@@ -65,7 +65,7 @@ func TestNothingFollowsAFailedCommit(t *testing.T) {
 	c := &client{e: e}
 	stored, bare := spreadOf(c, 1, 1), &shipment{from: c}
 	c.enqueue(stored)
-	if busy, fails := c.enqueueIfBusy(bare); !busy || fails {
+	if busy, next := c.enqueueIfBusy(bare); !busy || next {
 		t.Fatal("what follows does not wait")
 	}
 	stored.err = errors.New("away")
@@ -76,7 +76,8 @@ func TestNothingFollowsAFailedCommit(t *testing.T) {
 		t.Error("what waited behind it is delivered")
 	}
 	c = &client{e: e, broken: stored.err}
-	if busy, fails := c.enqueueIfBusy(&shipment{from: c}); !busy || !fails {
+	late := &shipment{from: c}
+	if busy, next := c.enqueueIfBusy(late); !busy || !next || late.err == nil {
 		t.Error("what comes later is delivered")
 	}
 }
