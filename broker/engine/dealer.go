@@ -156,7 +156,7 @@ func (e *Engine) electOnce() (all bool) {
 		slots <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-slots }()
-			if err := e.electKey(key); err != nil && e.life.Err() == nil {
+			if err := e.electKey(key, false); err != nil && e.life.Err() == nil {
 				e.log.Warn("claiming a shared group; it is tried again", errField(err))
 				failed.Store(true)
 			}
@@ -170,10 +170,10 @@ func (e *Engine) electOnce() (all bool) {
 // is slow does not hold up the others.
 const electAtOnce = 16
 
-func (e *Engine) electKey(key string) error {
+func (e *Engine) electKey(key string, durable bool) error {
 	gs := &e.groups
 	unlock := gs.joins.lock(key)
-	err := gs.ensure(e, key, false)
+	err := gs.ensure(e, key, durable)
 	unlock()
 	if err != nil {
 		return err

@@ -43,8 +43,8 @@ func (e *Engine) deliverTo(h *handle, r *routed, g *session.Grant, env session.E
 		return // it is the outbox's
 	}
 	run := r.run
-	if h.group != nil {
-		h.group.deliver(e, run, g, h.stored(r.epoch), env, w)
+	if gr := h.group.Load(); gr != nil {
+		gr.deliver(e, run, g, h.stored(r.epoch), env, w)
 		return
 	}
 	c := h.live.Load()

@@ -149,11 +149,14 @@ func (gs *groups) open(e *Engine, key, filter string, durable bool) (*group, err
 
 // publish makes the group known to the index.
 func (gs *groups) publish(e *Engine, g *group, durable bool) {
-	g.h = &handle{id: g.row.ID, group: g, durable: durable}
+	if g.h == nil {
+		g.h = &handle{id: g.row.ID, durable: durable}
+	}
 	gs.lookup.Lock()
 	gs.byName[g.key], gs.byID[g.row.ID] = g, g
 	gs.lookup.Unlock()
-	e.index.Subscribe(g.filter, g.h, topic.Options{QoS: 2, RetainAsPublished: true})
+	g.h.group.Store(g)
+	e.index.Subscribe(g.filter, g.h, groupOptions)
 }
 
 // harden gives an ephemeral group an inbox, from a routing epoch on, as a slow
@@ -217,6 +220,7 @@ func (gs *groups) left(e *Engine, subs []persistence.Subscription) {
 
 func (gs *groups) remove(e *Engine, g *group) {
 	e.index.Unsubscribe(g.filter, g.h)
+	g.h.group.Store(nil)
 	gs.lookup.Lock()
 	delete(gs.byName, g.key)
 	delete(gs.byID, g.row.ID)

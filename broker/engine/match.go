@@ -117,7 +117,7 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 				if en.NoLocal && en.Target.id == r.from {
 					continue
 				}
-				if g := en.Target.group; g != nil {
+				if en.Target.group.Load() != nil {
 					r.numbered = true
 				}
 				if en.QoS > 0 && qos > 0 && en.Target.stored(r.epoch) && (!e.queues.on || e.enqueue(en.Target, r.run.Messages)) {
@@ -132,7 +132,7 @@ func (e *Engine) match(m *topic.Match[*handle], r *routed, b *persistence.Batch)
 			matched = matched || n.Subscribers().Len() > 0
 		}
 		for _, d := range r.to {
-			if d.h.group != nil {
+			if d.h.group.Load() != nil {
 				r.numbered = true
 			}
 			if d.g.QoS > 0 && qos > 0 && d.h.stored(r.epoch) && (!e.queues.on || e.enqueue(d.h, r.run.Messages)) {
@@ -236,8 +236,8 @@ func (e *Engine) routeQoS0(c *client, w *listen.Worker, s *scratch) {
 	}
 	env := e.env()
 	one := func(h *handle, g *session.Grant) {
-		if h.group != nil {
-			h.group.deliver(e, lazy(), g, false, env, w)
+		if gr := h.group.Load(); gr != nil {
+			gr.deliver(e, lazy(), g, false, env, w)
 			return
 		}
 		t := h.live.Load()

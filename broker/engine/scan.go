@@ -227,7 +227,7 @@ func (e *Engine) dropUnfound(found *stored) {
 		subs := n.Subscribers()
 		for k := range subs.Chunks() {
 			for _, en := range subs.Chunk(k) {
-				if h := en.Target; h.durable && h.group == nil && !found.has(h.id, n.Filter()) && !e.isGroup(h.id) {
+				if h := en.Target; h.durable && h.group.Load() == nil && !found.has(h.id, n.Filter()) && !e.isGroup(h.id) {
 					s.unless(subscriptionKey{h.id, n.Filter()}, func() { e.index.Unsubscribe(n.Filter(), h) })
 				}
 			}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -55,6 +54,7 @@ type sharing struct {
 	dealers map[herald.SessionID]dealer             // the last owner of a group that was heard of
 	asking  map[uint64]chan heldAnswer
 	request uint64
+	pursued map[string]struct{} // keys of groups of which it is being found out who owns them
 }
 
 // attachment is a session's connection to another node, as that one has announced it: who
@@ -83,6 +83,7 @@ func (s *sharing) init() {
 	s.here = make(map[string]map[herald.SessionID]*handle)
 	s.dealers = make(map[herald.SessionID]dealer)
 	s.asking = make(map[uint64]chan heldAnswer)
+	s.pursued = make(map[string]struct{})
 }
 
 // learn puts a group into the index.
@@ -337,104 +338,6 @@ func (e *Engine) absent(c *client, key string) {
 		e.groups.wakeSoon(e, g)
 	}
 	e.groups.emptied(e, key)
-}
-
-// ensure sees to it that a group is there and owned by a live node: by this one, if
-// by nobody. The key is locked.
-func (gs *groups) ensure(e *Engine, key string, durable bool) error {
-	if gs.byKey(key) != nil {
-		return nil
-	}
-	k := ownerKey{persistence.Group, key}
-	ctx, cancel := context.WithTimeout(e.life, claimWait)
-	defer cancel()
-	for {
-		old, err := e.nodes.store.Claimed(ctx, k.kind, k.name)
-		if err != nil {
-			return err
-		}
-		last := ownerOf(old)
-		switch {
-		case last == e.nodes.self && old.Epoch != 0:
-			return gs.own(e, key, durable, old.Epoch)
-		case old.Epoch != 0 && e.nodes.Live(last):
-			return gs.wait(ctx, e, key)
-		case old.Epoch != 0:
-			if err := e.nodes.Over(ctx, last); err != nil {
-				return err
-			}
-		}
-		if _, _, err := e.nodes.store.Claim(ctx, k.kind, k.name, old, e.nodes.self.Node, e.nodes.self.Incarnation); err != nil {
-			return err
-		}
-	}
-}
-
-// wait returns when a group that another node owns is in the index here: the owner
-// may be about to make it.
-func (gs *groups) wait(ctx context.Context, e *Engine, key string) error {
-	for {
-		s := &e.sharing
-		s.mu.Lock()
-		_, ok := s.ids[key]
-		s.mu.Unlock()
-		if ok {
-			return nil
-		}
-		row, err := e.store.Session(ctx, persistence.Group, key)
-		switch {
-		case err == nil:
-			e.learn(key, row.ID)
-			return nil
-		case !errors.Is(err, herald.ErrNotFound):
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(closeEvery):
-		}
-	}
-}
-
-// own opens a group that this node has claimed. Its key is locked.
-func (gs *groups) own(e *Engine, key string, durable bool, epoch uint64) error {
-	row, err := e.store.Session(e.life, persistence.Group, key)
-	switch {
-	case errors.Is(err, herald.ErrNotFound):
-		row = persistence.Session{ID: e.newSessionID(), Kind: persistence.Group, Name: key, Connected: e.now()}
-		if durable || e.durableGroup(nameOf(key), key) {
-			row.ExpiryInterval = never // shared.expiry after its last member left
-		}
-		if err := e.commit(&persistence.Batch{Sessions: []persistence.Session{row}}); err != nil {
-			return err
-		}
-	case err != nil:
-		return err
-	}
-	g := &group{key: key, filter: filterOf(key), row: row, waiting: true, epoch: epoch}
-	e.sharing.deals(row.ID, dealer{e.nodes.self, epoch})
-	g.picker.Strategy = e.cfg.Shared.Strategy
-	g.core = session.NewGroup(row.ID, true)
-	g.core.Keep(e.cfg.Memory)
-	g.out = make(map[herald.ID]outside)
-	s := &e.sharing
-	s.mu.Lock()
-	s.ids[key], s.keys[row.ID] = row.ID, key
-	s.mu.Unlock()
-	gs.publish(e, g, true)
-	e.enterAway(g, func(attachment) bool { return true }) // those of later routes enter by themselves
-	if h := e.handle(row.ID); h != nil {                  // as it stood there while others owned it
-		e.index.Unsubscribe(g.filter, h)
-		e.dropHandle(row.ID)
-	}
-	at, err := e.announce([]string{string(routeLive) + g.filter}, nil, [][]byte{appendGroup(eventGroup, row.ID, key)})
-	if err != nil {
-		e.log.Warn("announcing a shared group", errField(err))
-	}
-	e.errand(func() { gs.start(e, g, at) })
-	// A SUBACK that comes from it waits for everybody to have the group.
-	return e.settledWhile(e.patience(), at)
 }
 
 func nameOf(key string) string { return key[:len(key)-len(filterOf(key))-1] }
