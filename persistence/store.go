@@ -84,3 +84,11 @@ type Store interface {
 	// Close commits what is under way, and releases everything.
 	Close() error
 }
+
+// RetainedReader is a [Store] that reads several retained messages at once for less
+// than one after the other.
+type RetainedReader interface {
+	// RetainedOf returns what [Store.Retained] does for each topic, nil where there is
+	// none.
+	RetainedOf(ctx context.Context, topics []string) ([]*herald.Message, error)
+}

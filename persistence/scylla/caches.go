@@ -66,6 +66,14 @@ func (c *caches) gen(topic string) *atomic.Uint64 {
 	return &c.gens[maphash.String(c.seed, topic)%uint64(len(c.gens))]
 }
 
+// topic is what is kept of a topic.
+func (c *caches) topic(topic string) (m *herald.Message, ok bool) {
+	if c.topics == nil {
+		return nil, false
+	}
+	return c.topics.GetIfPresent(topic)
+}
+
 // changed drops a topic.
 func (c *caches) changed(topic string) {
 	c.gen(topic).Add(1)

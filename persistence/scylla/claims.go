@@ -35,7 +35,12 @@ func (s *Store) Claimed(ctx context.Context, kind persistence.Kind, name string)
 		return persistence.Claim{}, fmt.Errorf("read claim: %w", err)
 	}
 	defer s.leave()
-	c, _, err := s.claimed(ctx, sessionKey(kind, name))
+	var c persistence.Claim
+	done, err := s.turn(ctx, s.turns.claims)
+	if err == nil {
+		defer done()
+		c, _, err = s.claimed(ctx, sessionKey(kind, name))
+	}
 	if err != nil {
 		return c, s.failed(ctx, "read claim", err)
 	}
@@ -79,6 +84,11 @@ func (s *Store) Claim(ctx context.Context, kind persistence.Kind, name string, o
 		return persistence.Claim{}, false, fmt.Errorf("claim: %w", err)
 	}
 	defer s.leave()
+	done, err := s.turn(ctx, s.turns.claims)
+	if err != nil {
+		return persistence.Claim{}, false, s.failed(ctx, "claim", err)
+	}
+	defer done()
 	key, proof := sessionKey(kind, name), rand.Int64()
 	next := persistence.Claim{Owner: owner, Life: life, Epoch: old.Epoch + 1}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.GiveUp)
@@ -116,6 +126,11 @@ func (s *Store) Unclaim(ctx context.Context, kind persistence.Kind, name string,
 		return fmt.Errorf("remove claim: %w", err)
 	}
 	defer s.leave()
+	done, err := s.turn(ctx, s.turns.gifts)
+	if err != nil {
+		return s.failed(ctx, "remove claim", err)
+	}
+	defer done()
 	q := s.query(ctx, dropClaim, sessionKey(kind, name), int64(old.Epoch), int32(old.Owner))
 	if _, err := q.Idempotent(false).RetryPolicy(nil).MapScanCAS(map[string]any{}); err != nil {
 		return s.failed(ctx, "remove claim", err)

@@ -3,14 +3,13 @@ package scylla
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/fnv"
 
-	"github.com/gocql/gocql"
 	"go.uber.org/zap"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/persistence"
 	"github.com/herald-mqtt/herald/persistence/record"
 )
 
@@ -104,33 +103,31 @@ func (s *Store) Retained(ctx context.Context, topic string) (*herald.Message, er
 	return m, nil
 }
 
+var _ persistence.RetainedReader = (*Store)(nil)
+
+// RetainedOf implements [persistence.RetainedReader].
+func (s *Store) RetainedOf(ctx context.Context, topics []string) ([]*herald.Message, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, fmt.Errorf("read retained messages: %w", err)
+	}
+	defer s.leave()
+	asked := make([]*lookup, len(topics))
+	for i, topic := range topics {
+		asked[i] = s.lookups.ask(topic)
+	}
+	found := make([]*herald.Message, len(topics))
+	for i, a := range asked {
+		var err error
+		if found[i], err = a.answer(ctx); err != nil {
+			return nil, s.failed(ctx, "read retained messages", err)
+		}
+	}
+	return found, nil
+}
+
 // retained returns nil if there is none.
 func (s *Store) retained(ctx context.Context, topic string) (*herald.Message, error) {
-	if s.caches.topics != nil {
-		if m, ok := s.caches.topics.GetIfPresent(topic); ok {
-			return m, nil
-		}
-	}
-	gen := s.caches.gen(topic).Load()
-	// Who asks after a commit must not share the answer of who asked before it.
-	key := string(binary.BigEndian.AppendUint64([]byte("r"), gen)) + topic
-	v, err := s.once(ctx, key, func(ctx context.Context) (any, error) {
-		var row []byte
-		err := s.one(ctx, getRetained, []any{[]byte(topic)}, &row)
-		if err != nil && !errors.Is(err, gocql.ErrNotFound) {
-			return nil, err
-		}
-		var m *herald.Message
-		if err == nil {
-			m = s.retainedRow(topic, row)
-		}
-		s.caches.keep(topic, m, gen)
-		return m, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return v.(*herald.Message), nil
+	return s.lookups.ask(topic).answer(ctx)
 }
 
 func (s *Store) retainedRow(topic string, row []byte) *herald.Message {

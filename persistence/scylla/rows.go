@@ -14,7 +14,15 @@ import (
 func (s *Store) retry(ctx context.Context, f func() error) error {
 	began := mono()
 	for tries := 0; ; tries++ {
-		err := f()
+		done, err := s.turn(ctx, s.turns.reads)
+		if err != nil {
+			return err
+		}
+		if tries == 0 {
+			began = mono()
+		}
+		err = f()
+		done()
 		if err == nil {
 			s.circuit.succeeded()
 			return nil

@@ -74,7 +74,8 @@ type Options struct {
 	// Connections to each server (ScyllaDB: at least one to each shard).
 	// Default 2. In a cluster there is one more, for the rows of members.
 	Connections int
-	// Concurrency bounds the statements that are in flight. Default 128.
+	// Concurrency bounds the writes that are in flight, the reads, and, half as many,
+	// the lightweight transactions. Default 128.
 	Concurrency int
 	// MaxPendingBytes bounds what is committed and not yet written; Commit
 	// blocks beyond. Default 16 MiB.
@@ -159,6 +160,8 @@ type Store struct {
 	putting putting
 	states  states
 	reads   asks
+	lookups lookups
+	turns   turns
 	count   count
 	sweeps  sweeper
 	slow    gocql.SpeculativeExecutionPolicy // of reads
@@ -236,6 +239,8 @@ func (s *Store) open() error {
 		return err
 	}
 	s.states.init()
+	s.lookups.init(s)
+	s.turns.init(s.opts.Concurrency)
 	s.circuit.init(s)
 	s.line = newLine()
 	s.exec = newExecutor(s)

@@ -77,6 +77,7 @@ var (
 	scanPayloads     = prepare(qb.Select("payload").Distinct("id").Where(qb.Token("id").GtOrEqValueNamed("from"), qb.Token("id").LtOrEqValueNamed("to")))
 	getEntry         = prepare(qb.Select("inbox").Columns("id").Where(qb.Eq("session"), qb.Eq("bucket"), qb.Eq("id")))
 	getRetained      = prepare(qb.Select("retained").Columns("row").Where(qb.Eq("topic")))
+	getManyRetained  = prepare(qb.Select("retained").Columns("topic", "row").Where(qb.In("topic")))
 	getIndex         = prepare(qb.Select("retained_index").Columns("topic", "state").Where(qb.Eq("shard"), qb.GtOrEq("topic")))
 	getWills         = prepare(qb.Select("will").Columns("session", "row").Where(qb.Eq("shard")))
 	getExpiry        = prepare(qb.Select("expiry").Columns("expires", "key").Where(qb.Eq("bucket"), qb.Eq("shard"), qb.LtOrEq("expires")))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"sync"
 
 	"pgregory.net/rapid"
 
@@ -87,6 +88,45 @@ var retainedTests = []test{
 			h.equal("topics", topics(h.scan("#", 10, 1<<30)), []string{"t", "v"})
 			h.equal("count", h.store.RetainedCount(), int64(2))
 		})
+	}},
+	{"many are read at once, each as it stands when it is asked for", func(h *harness) {
+		r, ok := h.store.(persistence.RetainedReader)
+		if !ok {
+			h.Skip("the store reads them one by one")
+		}
+		const n = 500
+		var wait sync.WaitGroup
+		defer wait.Wait()
+		for lap := range 3 {
+			var all []*herald.Message
+			var names []string
+			for i := range n {
+				if i%3 > 0 {
+					all = append(all, message(fmt.Sprint("many/", i), fmt.Sprint(lap)))
+				}
+				names = append(names, fmt.Sprint("many/", i))
+			}
+			names = append(names, "many/1", "many/1") // as often as one likes
+			h.retain(all...)
+			wait.Go(func() { // others ask all the time
+				for range 3 {
+					_, _ = r.RetainedOf(ctx, names)
+				}
+			})
+			got, err := r.RetainedOf(ctx, names)
+			h.noError("read", err)
+			h.equal("answers", len(got), len(names))
+			for i, m := range got {
+				var k int
+				_, _ = fmt.Sscanf(names[i], "many/%d", &k)
+				switch {
+				case k%3 == 0 && m != nil:
+					h.Fatalf("%s: got %v", names[i], m)
+				case k%3 > 0 && (m == nil || m.Topic != names[i] || string(m.Payload) != fmt.Sprint(lap)):
+					h.Fatalf("lap %d: %s: got %v", lap, names[i], m)
+				}
+			}
+		}
 	}},
 	{"set, removed and set within one batch", func(h *harness) {
 		a, b, c := message("t", "a"), message("t", ""), message("t", "c")
