@@ -33,35 +33,63 @@ const (
 	retainedBytes = 256 << 10
 )
 
-// sendRetained sends the retained messages of a new subscription.
-func (e *Engine) sendRetained(c *client, sub *subscription, upTo herald.ID, w *listen.Worker) {
-	if e.sys.matches(sub.Filter) {
-		e.sendSys(c, sub, w)
+// sendRetained sends the retained messages of new subscriptions.
+func (e *Engine) sendRetained(c *client, subs []*subscription, upTo herald.ID, w *listen.Worker) {
+	var exact []*subscription
+	var topics []string
+	for _, sub := range subs {
+		if e.sys.matches(sub.Filter) {
+			e.sendSys(c, sub, w)
+		}
+		if herald.Wildcard(sub.Filter) {
+			c.mu.Lock()
+			c.retained = append(c.retained, &retainedJob{sub: sub, upTo: upTo})
+			e.moreRetained(c)
+			c.mu.Unlock()
+			continue
+		}
+		exact = append(exact, sub)
+		topics = append(topics, sub.Filter)
 	}
-	if herald.Wildcard(sub.Filter) {
-		c.mu.Lock()
-		c.retained = append(c.retained, &retainedJob{sub: sub, upTo: upTo})
-		e.moreRetained(c)
-		c.mu.Unlock()
+	found, err := e.retainedOf(topics)
+	if err != nil { // it would miss them
+		e.log.Error("reading retained messages", errField(err))
+		c.fail(wire.ReasonBusy, w)
 		return
 	}
-	var due []*herald.Message
-	switch m, err := e.store.Retained(e.ctx, sub.Filter); {
-	case err == nil && m.ID < upTo && (m.Expires == 0 || m.Expires > e.now()):
-		due = []*herald.Message{m}
-	case err != nil && !errors.Is(err, herald.ErrNotFound):
-		e.log.Error("reading a retained message", errField(err))
-		return
+	for i, sub := range exact {
+		var due []*herald.Message
+		if m := found[i]; m != nil && m.ID < upTo && (m.Expires == 0 || m.Expires > e.now()) {
+			due = []*herald.Message{m}
+		}
+		var row *persistence.Subscription
+		if sub.RetainedUpTo != 0 { // a crash until now would have had it sent with the next connection
+			done := sub.Subscription
+			done.RetainedAfter, done.RetainedUpTo = "", 0
+			row = &done
+		}
+		if len(due) > 0 || row != nil {
+			e.giveRetained(c, sub, due, row)
+		}
 	}
-	var row *persistence.Subscription
-	if sub.RetainedUpTo != 0 { // a crash until now would have had it sent with the next connection
-		done := sub.Subscription
-		done.RetainedAfter, done.RetainedUpTo = "", 0
-		row = &done
+}
+
+// retainedOf reads the retained messages of topics: nil where there is none.
+func (e *Engine) retainedOf(topics []string) ([]*herald.Message, error) {
+	if r, ok := e.store.(persistence.RetainedReader); ok && len(topics) > 1 {
+		return r.RetainedOf(e.ctx, topics)
 	}
-	if len(due) > 0 || row != nil {
-		e.giveRetained(c, sub, due, row)
+	found := make([]*herald.Message, len(topics))
+	for i, topic := range topics {
+		m, err := e.store.Retained(e.ctx, topic)
+		switch {
+		case err == nil:
+			found[i] = m
+		case !errors.Is(err, herald.ErrNotFound):
+			return nil, err
+		}
 	}
+	return found, nil
 }
 
 // resumeRetained goes on where the connection before was cut; c.mu is held.

@@ -134,17 +134,20 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 	if !retained {
 		return
 	}
+	w.Flush()         // SUBACK waits for no retained message
 	upTo := e.newID() // what is retained later comes as a publish
 	e.flight.pass(e.ctx)
 	if e.nodes.on() {
 		upTo = e.Clock()
 		e.nodes.passed(e.quit, upTo)
 	}
+	var wanting []*subscription
 	for i, sub := range fresh {
 		if sub != nil && e.wantsRetained(sub, existed[i], req.Filters[i].Shared) {
-			e.sendRetained(c, sub, upTo, w)
+			wanting = append(wanting, sub)
 		}
 	}
+	e.sendRetained(c, wanting, upTo, w)
 }
 
 // wantsRetained tells whether a subscription gets retained messages
