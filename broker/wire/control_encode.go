@@ -101,6 +101,9 @@ func AppendDisconnect(dst []byte, v herald.Version, reason byte, text, server st
 	if v != herald.V5 {
 		return dst
 	}
+	if reason == ReasonUnavailable { // one of CONNACK only (MQTT 5, table 2-6)
+		reason = ReasonBusy
+	}
 	text, server = clip(text), clip(server)
 	n := textSize(text) + textSize(server)
 	if n == 0 {

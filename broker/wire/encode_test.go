@@ -29,6 +29,7 @@ func TestEncode(t *testing.T) {
 		{"PINGRESP", AppendPingresp(nil), frame(0xd0)},
 		{"DISCONNECT in 3.1.1", AppendDisconnect(nil, v3, 0x8b, "x", ""), nil},
 		{"DISCONNECT", AppendDisconnect(nil, v5, 0x81, "", ""), frame(0xe0, 0x81)},
+		{"DISCONNECT, a reason of CONNACK", AppendDisconnect(nil, v5, ReasonUnavailable, "", ""), frame(0xe0, byte(ReasonBusy))},
 		{"DISCONNECT, text", AppendDisconnect(nil, v5, 0x9d, "gone", "b:1883"),
 			frame(0xe0, 0x9d, props{propReasonString, text("gone"), propServerReference, text("b:1883")})},
 		{"DISCONNECT, long text", AppendDisconnect(nil, v5, 0x81, long, ""), frame(0xe0, 0x81, props{propReasonString, text(long)})},
