@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -45,8 +46,15 @@ func (f strictFS) file(file vfs.File, err error) (vfs.File, error) {
 	return strictFile{file, f.s}, nil
 }
 
+// Create makes a file. A marker is one whose name says which manifest counts, and the
+// manifest's name is durable first: Pebble syncs the folder once, when both are there.
 func (f strictFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	f.s.alive()
+	if strings.HasPrefix(f.FS.PathBase(name), "marker.") {
+		if err := syncDir(f.FS, f.FS.PathDir(name)); err != nil {
+			return nil, err
+		}
+	}
 	return f.file(f.FS.Create(name, c))
 }
 
