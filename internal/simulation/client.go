@@ -167,7 +167,7 @@ func (c *client) lose(noted bool) {
 	}
 	if c.present.known {
 		c.present.left, c.present.noted = w.ended(c.conn), time.Time{}
-		if !c.quit.IsZero() {
+		if !c.quit.IsZero() && c.quit.Before(c.present.left) { // its node may have been dead by then
 			c.present.left = c.quit
 		}
 	}
