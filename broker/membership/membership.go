@@ -49,7 +49,7 @@ type Peer struct {
 // of membership's own, each by one at a time; one that blocks holds up only itself.
 // None but Lost may call [Node.Leave] or [Node.Close].
 type Handler interface {
-	// Status is asked before each beat. Looked, Met, Address and Version are filled
+	// Status is asked before each beat. Looked, Met, Owes and Address are filled
 	// in by membership. One that blocks lets the lease run out.
 	Status() Status
 	// Peers is called after every reading of the rows with the live others; readings

@@ -120,5 +120,5 @@ func (n *Node) perform(e effect, v *view) result {
 
 // complete fills in what membership says.
 func (n *Node) complete(s *Status, v *view) {
-	s.Looked, s.Met, s.Owes, s.Address, s.Version = v.looked, v.met, v.owes, n.o.Address, statusVersion
+	s.Looked, s.Met, s.Owes, s.Address = v.looked, v.met, v.owes, n.o.Address
 }

@@ -38,13 +38,15 @@ type Status struct {
 	// in another way. What is too much is left out.
 	Wanted  []Want
 	Leaving bool  // it drains
-	Version uint8 // of the encoding
+	Version uint8 // of the encoding from which it was read
 }
 
 // Want asks a node for a session.
 type Want struct {
 	Node uint16
 	Name string // of the client; at most 512 bytes
+	// Ends: the session is to end. Expires: the same, if its time has run out.
+	Ends, Expires bool
 }
 
 // The layout, numbers in big-endian order:
@@ -55,9 +57,13 @@ type Want struct {
 //	| covered: count 2, each node 2, ID 8
 //	| wanted: count 2, each node 2, length of name 2, name
 //
-// Nodes rise within a list.
+// Nodes rise within a list. Since version 2 the highest bits of the node of which a
+// session is wanted tell whether that is to end. It is written when there is one of these,
+// else version 1, which differs in nothing else.
 const (
-	statusVersion = 1
+	statusVersion = 2
+	wantEnds      = 0x8000
+	wantExpires   = 0x4000
 	maxAddress    = 255
 	maxWanted     = 32
 	maxName       = 512
@@ -79,7 +85,7 @@ func (s Status) encode() []byte {
 		flags |= flagLeaving
 	}
 	b := make([]byte, 0, 33+len(address)+10*(len(s.Looked)+len(s.Met)+len(s.Covered)))
-	b = append(b, statusVersion, flags)
+	b = append(b, 1, flags)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.Clock))
 	b = binary.BigEndian.AppendUint64(b, uint64(s.Closed))
 	b = binary.BigEndian.AppendUint64(b, s.Owes)
@@ -97,7 +103,17 @@ func (s Status) encode() []byte {
 		if w.Node > herald.MaxNode || len(w.Name) > maxName {
 			continue
 		}
-		b = binary.BigEndian.AppendUint16(b, w.Node)
+		node := w.Node
+		if w.Ends {
+			node |= wantEnds
+		}
+		if w.Expires {
+			node |= wantExpires
+		}
+		if node != w.Node {
+			b[0] = statusVersion
+		}
+		b = binary.BigEndian.AppendUint16(b, node)
 		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Name)))
 		b = append(b, w.Name...)
 		count++
@@ -140,15 +156,21 @@ func decodeStatus(b []byte) (Status, error) {
 	s.Looked = readNodes[uint64](&r)
 	s.Met = readNodes[uint64](&r)
 	s.Covered = readNodes[herald.ID](&r)
+	ends := false
 	for range min(r.Uint16(), maxWanted+1) {
-		w := Want{Node: r.Uint16()}
+		node := r.Uint16()
+		w := Want{Node: node}
+		if s.Version > 1 {
+			w = Want{Node: node &^ (wantEnds | wantExpires), Ends: node&wantEnds != 0, Expires: node&wantExpires != 0}
+			ends = ends || w.Ends || w.Expires
+		}
 		w.Name = string(r.Take(uint64(r.Uint16())))
 		if w.Node > herald.MaxNode || len(w.Name) > maxName || len(s.Wanted) == maxWanted {
 			r.Fail("what is wanted is out of bounds")
 		}
 		s.Wanted = append(s.Wanted, w)
 	}
-	if r.Err != nil || len(r.B) > 0 || s.Version != statusVersion || flags&^(flagBridge|flagLeaving) != 0 {
+	if r.Err != nil || len(r.B) > 0 || s.Version == 0 || ends != (s.Version > 1) || flags&^(flagBridge|flagLeaving) != 0 {
 		return Status{}, fmt.Errorf("membership: status: %w", herald.ErrCorrupt)
 	}
 	return s, nil
@@ -156,7 +178,7 @@ func decodeStatus(b []byte) (Status, error) {
 
 // owedBy is Status.Owes of a row that is not over.
 func owedBy(row persistence.Member) uint64 {
-	if b := row.Status; len(b) >= 26 && b[0] == statusVersion && (row.State == persistence.Live || row.State == persistence.Dead) {
+	if b := row.Status; len(b) >= 26 && b[0] >= 1 && b[0] <= statusVersion && (row.State == persistence.Live || row.State == persistence.Dead) {
 		return binary.BigEndian.Uint64(b[18:])
 	}
 	return 0
