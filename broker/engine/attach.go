@@ -67,7 +67,7 @@ func (e *Engine) Accept(conn Conn) (keepalive uint16, override, ok bool) {
 // [MQTT-3.1.4-3], loads it or makes a new one, and attaches it to conn. It
 // blocks for the store. After it, the caller sends CONNACK and calls
 // Established. An error is ErrBusy or wraps herald.ErrUnavailable.
-func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
+func (e *Engine) Connect(conn Conn, name string) (ack Connack, err error) {
 	if e.refusing.Load() {
 		return Connack{}, herald.ErrUnavailable
 	}
@@ -92,6 +92,11 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	if err != nil {
 		return Connack{}, err
 	}
+	defer func() {
+		if err != nil && s.moved {
+			e.wills.look() // one may have come with the session
+		}
+	}()
 	old, err := s.row()
 	exists := err == nil
 	if err != nil && !errors.Is(err, herald.ErrNotFound) {
@@ -107,6 +112,9 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		if err := e.endAtRest(old); err != nil {
 			return Connack{}, err
 		}
+		if s.moved && !con.Clean { // its owner was asked for a session that goes on
+			e.wills.look()
+		}
 		exists = false
 	}
 
@@ -115,7 +123,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		subs = e.readAhead(old.ID)
 	}
 
-	expiry, ack := e.expiry(con)
+	expiry, granted := e.expiry(con)
 	durable := exists || expiry > 0
 	row := persistence.Session{Kind: persistence.Client, Name: name}
 	if exists {
@@ -165,6 +173,7 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 		pending = nil
 	}
 	if !b.Empty() {
+		defer func() { e.undoing(name, row, err == nil || !durable) }()
 		if err := e.commit(&b); err != nil {
 			if pending != nil {
 				e.wills.add(pending)
@@ -205,8 +214,8 @@ func (e *Engine) Connect(conn Conn, name string) (Connack, error) {
 	e.stats.ClientsMaximum.Store(max(e.stats.ClientsMaximum.Load(), int64(len(e.clients))))
 	e.clientsMu.Unlock()
 	conn.SetUser(c)
-	ack.SessionPresent = exists
-	return ack, nil
+	granted.SessionPresent = exists
+	return granted, nil
 }
 
 // readAhead begins to read a session's subscriptions and returns what waits for them.

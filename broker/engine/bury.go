@@ -215,6 +215,7 @@ func (e *Engine) adoptOrphans(now int64) {
 		return
 	}
 	e.orphansAt = now
+	defer e.wills.watch()() // one that is being published stands there still
 	wills, err := e.store.Wills(e.life, now, false, expireAtOnce)
 	if err != nil {
 		e.log.Warn("reading wills", errField(err))
@@ -232,7 +233,7 @@ func (e *Engine) adoptOrphans(now int64) {
 			return
 		}
 		if own {
-			e.wills.add(w)
+			e.wills.adopt(w)
 		}
 	}
 }

@@ -78,12 +78,25 @@ func (e *Engine) secure(name string, ends bool, gone func() bool) (s secured, er
 	return s, nil
 }
 
-// claim makes this node the owner of a session, which it wants to go on with, or to
-// end. If the last owner's life has ended without its giving it up, the session is noted
+// claim makes this node the owner of a session, which it wants to go on with, or to end:
+// see claimFor.
+func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() bool) (row rowRead, err error) {
+	why := toServe
+	if ends {
+		why = toEnd
+	}
+	return e.claimFor(ctx, k, why, gone)
+}
+
+// errStays: a session that was to be ended, because its time has run out, has not ended
+// for its owner.
+var errStays = fmt.Errorf("%w: the session has not expired", herald.ErrUnavailable)
+
+// claimFor makes this node the owner of a session. If the last owner's life has ended without its giving it up, the session is noted
 // as one that is still to be sealed. row is nil if the session's row was not read
 // meanwhile. Nothing is taken from another node once gone says that nobody waits for it
 // any more; nil never does. The caller has the name's lock.
-func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() bool) (row rowRead, err error) {
+func (e *Engine) claimFor(ctx context.Context, k ownerKey, why purpose, gone func() bool) (row rowRead, err error) {
 	n := &e.nodes
 	if !n.on() || e.owners.owns(k) {
 		return nil, nil
@@ -93,7 +106,7 @@ func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() b
 	}
 	ctx, cancel := context.WithTimeout(ctx, claimWait)
 	defer cancel()
-	a := asking{e: e, k: k, ends: ends, gone: gone, wait: askFirst}
+	a := asking{e: e, k: k, why: why, gone: gone, wait: askFirst}
 	defer e.owners.unwant(k)
 	for first := true; ; first = false {
 		old, err := e.claimed(ctx, k, first)
@@ -155,7 +168,7 @@ func (e *Engine) claimed(ctx context.Context, k ownerKey, hint bool) (persistenc
 type asking struct {
 	e    *Engine
 	k    ownerKey
-	ends bool
+	why  purpose
 	gone func() bool
 
 	failed persistence.Claim // the owner of this one was asked, and could not give it up
@@ -183,14 +196,18 @@ func (a *asking) ask(ctx context.Context, old persistence.Claim) (epoch uint64, 
 		}
 	}
 	request, q := e.owners.ask()
-	defer e.owners.asked(request)
+	defer func() {
+		if e.owners.asked(request) {
+			e.wills.look()
+		}
+	}()
 	a.row = nil
 	again, sent := askAgain, e.nodes.Available()
 	if sent {
-		p.send(appendRelease(nil, request, a.k.kind, a.ends, old.Epoch, a.k.name), nil, 0)
+		p.send(appendRelease(nil, request, a.k.kind, a.why, old.Epoch, a.k.name), nil, 0)
 	} else {
 		again = a.later()
-		e.owners.want(a.k, p.Peer)
+		e.owners.want(a.k, p.Peer, a.why)
 		e.nodes.BeatNow()
 	}
 	epoch, answered, err := a.await(ctx, p.Peer, q, overAfter, again)
@@ -201,6 +218,9 @@ func (a *asking) ask(ctx context.Context, old persistence.Claim) (epoch uint64, 
 		return 0, a.refused(p, err)
 	}
 	if answered && epoch == 0 {
+		if a.why == toExpire {
+			return 0, errStays
+		}
 		a.failed = old // else the claim has changed
 	}
 	return epoch, nil

@@ -173,7 +173,7 @@ func TestAGrantedClaimIsHad(t *testing.T) {
 		e, n := claiming(t)
 		began, done := time.Now(), wanting(e, nil)
 		f := <-n.frames
-		if f.kind != frameRelease || f.epoch != 7 || f.name != "c" || !f.ends {
+		if f.kind != frameRelease || f.epoch != 7 || f.name != "c" || f.why != toEnd {
 			t.Fatalf("asked for with %+v", f)
 		}
 		e.owners.answered(f.request, 8)
@@ -459,8 +459,8 @@ func TestWithdrawnRequest(t *testing.T) {
 		e.owners.set(ownerKey{persistence.Client, "c"}, n.store.claim)
 		from := bridge.Peer{Node: 3, Incarnation: 1}
 		e.Receive(from, [][]byte{
-			appendRelease(nil, 1, persistence.Client, false, 7, "c"),
-			appendRelease(nil, 2, persistence.Client, false, 7, "d"),
+			appendRelease(nil, 1, persistence.Client, toServe, 7, "c"),
+			appendRelease(nil, 2, persistence.Client, toServe, 7, "d"),
 			appendWithdraw(nil, 1),
 		})
 		for range 2 {

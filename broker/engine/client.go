@@ -189,14 +189,29 @@ func (c *claims) lock(name string) (unlock func()) {
 	k.n++
 	c.mu.Unlock()
 	k.held.lock()
-	return func() {
-		k.held.unlock()
-		c.mu.Lock()
-		if k.n--; k.n == 0 {
-			delete(c.m, name)
-		}
-		c.mu.Unlock()
+	return func() { c.unlock(name, k) }
+}
+
+func (c *claims) unlock(name string, k *claim) {
+	k.held.unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k.n--; k.n == 0 {
+		delete(c.m, name)
 	}
+}
+
+// tryLock is lock for who does not wait; false: somebody has it.
+func (c *claims) tryLock(name string) (unlock func(), ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m[name] != nil {
+		return nil, false
+	}
+	k := &claim{held: newGate(), n: 1}
+	k.held.lock()
+	c.m[name] = k
+	return func() { c.unlock(name, k) }, true
 }
 
 // asWireError tells why a client is cut off.

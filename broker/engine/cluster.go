@@ -399,6 +399,7 @@ func (e *Engine) left(live []membership.Peer) {
 			continue
 		}
 		e.look(p, math.MaxUint64)
+		e.wills.look() // it may have given sessions to this node, and not have said so
 		e.bereave(p)
 		e.forget(p)
 		e.errand(e.elect)

@@ -76,6 +76,7 @@ func (e *Engine) Finished(m persistence.Member) error {
 		}
 	}
 	e.follow()
+	e.wills.look()                      // it may have given sessions to this node, and not have said so
 	for _, p := range e.nodes.peers() { // of a node that died often, lives may have gone unseen
 		if p.Node == m.Node && p.Incarnation <= m.Life {
 			e.look(p, math.MaxUint64)

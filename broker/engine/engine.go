@@ -157,6 +157,7 @@ type Engine struct {
 
 	wills     delayedWills
 	orphansAt int64           // when wills were looked through last (housekeep)
+	strayAt   int64           // likewise: for stray ones
 	life      context.Context // ends when Stop or Halt is called: what waits for others ends
 	endLife   context.CancelFunc
 	ctx       context.Context // ends with Stop

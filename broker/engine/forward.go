@@ -179,7 +179,9 @@ func (e *Engine) receive(p *peer, b []byte) {
 	case frameReady:
 		e.owners.ready(f.request)
 	case frameGranted:
-		e.owners.answered(f.request, f.epoch)
+		if !e.owners.answered(f.request, f.epoch) && f.epoch != 0 {
+			e.wills.look() // nobody waits for the session any more
+		}
 	case frameDeal:
 		e.dealt(p, &f, w)
 	case frameDone:

@@ -31,8 +31,8 @@ func nodeField(p bridge.Peer) zap.Field {
 //	bans     version of the list of bans, which was changed
 //	ask      ID: tell when it is closed
 //	look     ID: some were lost; look at the inboxes
-//	release  request, kind and whether it ends, epoch, name: who asks wants to serve
-//	         the session, or to end it
+//	release  request, kind and purpose, epoch, name: who asks wants to serve the session,
+//	         or to end it
 //	deal     group, session, how, identifiers, publish: for a member of a group
 //	done     group, settled IDs, IDs taken back: of what was dealt
 //	askheld  request, group
@@ -86,7 +86,7 @@ type frame struct {
 	request  uint64
 	epoch    uint64
 	subject  persistence.Kind
-	ends     bool
+	why      purpose
 	name     string
 
 	group, session herald.SessionID
@@ -184,13 +184,19 @@ func appendClosed(b []byte, kind byte, id herald.ID) []byte {
 	return binary.BigEndian.AppendUint64(begin(b, kind), uint64(id))
 }
 
-// flagEnds in the kind of a release: the session is to end.
-const flagEnds = 0x80
+// Purposes in the kind of a release; none: to serve the session.
+const (
+	flagEnds    = 0x80 // it is to end
+	flagExpired = 0x40 // it is to end if it has expired
+)
 
-func appendRelease(b []byte, request uint64, kind persistence.Kind, ends bool, epoch uint64, name string) []byte {
+func appendRelease(b []byte, request uint64, kind persistence.Kind, why purpose, epoch uint64, name string) []byte {
 	b = binary.BigEndian.AppendUint64(begin(b, frameRelease), request)
-	if ends {
+	switch why {
+	case toEnd:
 		kind |= flagEnds
+	case toExpire:
+		kind |= flagExpired
 	}
 	b = append(b, byte(kind))
 	b = binary.BigEndian.AppendUint64(b, epoch)
@@ -281,7 +287,15 @@ func decodeFrame(b []byte) (f frame, err error) {
 		f.id = herald.ID(r.Uint64())
 	case frameRelease:
 		f.request, f.subject, f.epoch = r.Uint64(), persistence.Kind(r.Byte()), r.Uint64()
-		f.subject, f.ends = f.subject&^flagEnds, f.subject&flagEnds != 0
+		switch f.subject & (flagEnds | flagExpired) {
+		case flagEnds:
+			f.why = toEnd
+		case flagExpired:
+			f.why = toExpire
+		case flagEnds | flagExpired:
+			r.Fail("two purposes of a release")
+		}
+		f.subject &^= flagEnds | flagExpired
 		f.name = string(r.Bytes())
 	case frameGranted:
 		f.request, f.epoch = r.Uint64(), r.Uint64()

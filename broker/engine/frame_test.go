@@ -65,8 +65,8 @@ func (r random) frame() (encoded []byte, want frame) {
 		msgs, whom := r.messages(1+r.IntN(5)), byte(1+r.IntN(3))
 		return appendPublish(nil, msgs, msgs[0].Publisher, whom), frame{kind: kind, whom: whom, from: msgs[0].Publisher, messages: msgs}
 	case frameRelease:
-		f := frame{kind: kind, request: r.Uint64(), subject: persistence.Kind(r.IntN(3)), ends: r.IntN(2) == 0, epoch: r.Uint64(), name: string(r.bytes(9))}
-		return appendRelease(nil, f.request, f.subject, f.ends, f.epoch, f.name), f
+		f := frame{kind: kind, request: r.Uint64(), subject: persistence.Kind(r.IntN(3)), why: purpose(r.IntN(3)), epoch: r.Uint64(), name: string(r.bytes(9))}
+		return appendRelease(nil, f.request, f.subject, f.why, f.epoch, f.name), f
 	case frameKick:
 		f := frame{kind: kind, name: string(r.bytes(9))}
 		return appendKick(nil, f.name), f

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"math"
 	"time"
 
@@ -137,6 +138,7 @@ func (e *Engine) housekeep() {
 				e.expireSessions(wall)
 			}
 			e.adoptOrphans(wall)
+			e.adoptStray(wall)
 			if now.Sub(marked) >= markEvery {
 				marked = now
 				e.mark()
@@ -196,12 +198,15 @@ func (e *Engine) expireSessions(now int64) {
 			} else {
 				err = e.expireClient(row, now)
 			}
-			if err != nil {
+			switch {
+			case errors.Is(err, errStays):
+			case err != nil:
 				e.log.Error("ending a session", sessionField(row.ID), errField(err))
 				return
+			default:
+				e.stats.SessionsExpired.Add(1)
+				n++
 			}
-			e.stats.SessionsExpired.Add(1)
-			n++
 		}
 		if n < expireAtOnce {
 			return
@@ -209,7 +214,7 @@ func (e *Engine) expireSessions(now int64) {
 	}
 }
 
-// expireClient ends one, unless its client has just come back.
+// expireClient ends one, unless its client has just come back (errStays).
 func (e *Engine) expireClient(row persistence.Session, now int64) error {
 	unlock := e.claims.lock(row.Name)
 	defer unlock()
@@ -217,19 +222,52 @@ func (e *Engine) expireClient(row persistence.Session, now int64) error {
 		again, err := e.store.Session(e.ctx, persistence.Client, row.Name)
 		return again, err == nil && again.ID == row.ID && again.Expires != 0 && again.Expires <= now
 	}
-	if _, ok := over(); !ok { // nobody is asked for it, who would lose his connection
-		return nil
+	if _, ok := over(); !ok {
+		return errStays
 	}
-	if _, err := e.claim(e.ctx, ownerKey{persistence.Client, row.Name}, true, nil); err != nil {
+	looked := time.Now()
+	stays := func() bool { // while its owner does not answer
+		if time.Since(looked) < time.Second {
+			return false
+		}
+		_, ok := over()
+		looked = time.Now()
+		return !ok
+	}
+	k := ownerKey{persistence.Client, row.Name}
+	moved := e.nodes.on() && !e.owners.owns(k)
+	if _, err := e.claimFor(e.ctx, k, toExpire, stays); errors.Is(err, errGone) {
+		return errStays
+	} else if err != nil {
 		return err
 	}
-	if again, ok := over(); ok {
-		if err := e.endAtRest(again); err != nil {
-			return err
+	again, ok := over()
+	if !ok {
+		if moved {
+			e.wills.look()
 		}
-		e.owners.sealed(row.Name) // there is nothing left to be sealed
+		return errStays
 	}
+	if err := e.endAtRest(again); err != nil {
+		return err
+	}
+	e.owners.sealed(row.Name) // there is nothing left to be sealed
 	return nil
+}
+
+// expired tells, for another node that wants to end a session of this one, whether its
+// time has run out for this node, too. That may know of clocks that are ahead of its own.
+// The name's lock is held.
+func (e *Engine) expired(name string) (bool, error) {
+	if e.connectedAs(name) { // what its row says now is of before, or is about to be
+		return false, nil
+	}
+	row, err := e.store.Session(e.life, persistence.Client, name)
+	if errors.Is(err, herald.ErrNotFound) {
+		return true, nil
+	}
+	now := max(e.now(), e.Clock().Time().UnixMilli())
+	return row.Expires != 0 && row.Expires <= now, err
 }
 
 // publishOwn publishes a message that no client is waiting to have acknowledged,

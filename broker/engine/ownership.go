@@ -23,11 +23,12 @@ import (
 type owners struct {
 	mu       sync.Mutex // guards below
 	own      map[ownerKey]persistence.Claim
-	asking   map[uint64]*question       // by request
-	wanted   map[ownerKey]bridge.Peer   // asked for in this node's row, while Redis is away
-	unsealed map[string]struct{}        // clients whose window is still to be sealed
-	giving   map[ownerKey]struct{}      // being given up to somebody who asked so
-	requests map[requestOf]*atomic.Bool // of other nodes, being carried out; true: withdrawn
+	asking   map[uint64]*question           // by request
+	wanted   map[ownerKey]wanted            // asked for in this node's row, while Redis is away
+	unsealed map[string]struct{}            // clients whose window is still to be sealed
+	undone   map[string]persistence.Session // of clients that could not be connected: see undoing
+	giving   map[ownerKey]struct{}          // being given up to somebody who asked so
+	requests map[requestOf]*atomic.Bool     // of other nodes, being carried out; true: withdrawn
 	request  atomic.Uint64
 }
 
@@ -35,6 +36,25 @@ type ownerKey struct {
 	kind persistence.Kind
 	name string
 }
+
+// wanted is what is asked of whom.
+type wanted struct {
+	of  bridge.Peer
+	why purpose
+}
+
+// purpose is what a session is asked for.
+type purpose byte
+
+const (
+	// toServe: to go on with it.
+	toServe purpose = iota
+	// toEnd: its client has said that it is to end, and begins another.
+	toEnd
+	// toExpire: to end it, if its time has run out. Its owner gives it up if that is so
+	// for him, too: its client may just have come back.
+	toExpire
+)
 
 // question is a request of this node's own.
 type question struct {
@@ -52,7 +72,8 @@ func (o *owners) init() {
 	o.own = make(map[ownerKey]persistence.Claim)
 	o.asking = make(map[uint64]*question)
 	o.unsealed = make(map[string]struct{})
-	o.wanted = make(map[ownerKey]bridge.Peer)
+	o.wanted = make(map[ownerKey]wanted)
+	o.undone = make(map[string]persistence.Session)
 	o.giving = make(map[ownerKey]struct{})
 	o.requests = make(map[requestOf]*atomic.Bool)
 }
@@ -94,31 +115,39 @@ func (o *owners) ask() (request uint64, q *question) {
 	return request, q
 }
 
-func (o *owners) asked(request uint64) {
+// asked ends a request. given: it was granted, and who has made it has not seen that.
+func (o *owners) asked(request uint64) (given bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.asking, request)
-}
-
-func (o *owners) question(request uint64) *question {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.asking[request]
-}
-
-// answered brings the answer to a request.
-func (o *owners) answered(request, epoch uint64) {
-	if q := o.question(request); q != nil {
-		select {
-		case q.answer <- epoch:
-		default:
-		}
+	select {
+	case epoch := <-o.asking[request].answer:
+		given = epoch != 0
+	default:
 	}
+	delete(o.asking, request)
+	return given
+}
+
+// answered brings the answer to a request, and tells whether anybody waits for it.
+func (o *owners) answered(request, epoch uint64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	q := o.asking[request]
+	if q == nil {
+		return false
+	}
+	select {
+	case q.answer <- epoch:
+	default:
+	}
+	return true
 }
 
 // ready tells that the answer to a request is about to come.
 func (o *owners) ready(request uint64) {
-	if q := o.question(request); q != nil {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if q := o.asking[request]; q != nil {
 		select {
 		case q.ready <- struct{}{}:
 		default:
@@ -127,10 +156,10 @@ func (o *owners) ready(request uint64) {
 }
 
 // want notes what this node asks for in its row, unwant that it does not any more.
-func (o *owners) want(k ownerKey, of bridge.Peer) {
+func (o *owners) want(k ownerKey, of bridge.Peer, why purpose) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.wanted[k] = of
+	o.wanted[k] = wanted{of, why}
 }
 
 func (o *owners) unwant(k ownerKey) {
@@ -143,8 +172,8 @@ func (o *owners) unwant(k ownerKey) {
 func (o *owners) wants() (w []membership.Want) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for k, p := range o.wanted {
-		w = append(w, membership.Want{Node: p.Node, Name: k.name})
+	for k, a := range o.wanted {
+		w = append(w, membership.Want{Node: a.of.Node, Name: k.name, Ends: a.why == toEnd, Expires: a.why == toExpire})
 	}
 	return w
 }
@@ -170,7 +199,14 @@ func (e *Engine) giveWanted(to *peer, wanted []membership.Want) {
 				delete(o.giving, k)
 				o.mu.Unlock()
 			}()
-			e.giveUp(to, &frame{subject: k.kind, name: k.name}, new(atomic.Bool))
+			f := frame{subject: k.kind, name: k.name}
+			switch {
+			case w.Ends:
+				f.why = toEnd
+			case w.Expires:
+				f.why = toExpire
+			}
+			e.giveUp(to, &f, new(atomic.Bool))
 		})
 	}
 }
@@ -234,7 +270,13 @@ func (e *Engine) handOver(to *peer, k ownerKey, f *frame, withdrawn *atomic.Bool
 	if f.epoch != 0 && f.epoch != old.Epoch || withdrawn.Load() {
 		return 0, nil
 	}
-	if err := e.putDown(k.name, f.ends); err != nil {
+	if f.why == toExpire {
+		if expired, err := e.expired(k.name); err != nil || !expired {
+			return 0, err
+		}
+	}
+	will, err := e.putDown(k.name, f.why != toServe, to.Peer)
+	if err != nil {
 		return 0, err
 	}
 	// Until the name's lock is given back nobody here writes the row again.
@@ -248,6 +290,9 @@ func (e *Engine) handOver(to *peer, k ownerKey, f *frame, withdrawn *atomic.Bool
 	now, won, err := n.store.Claim(e.life, k.kind, k.name, old, to.Node, to.Incarnation)
 	switch {
 	case err != nil:
+		if will { // it is named in the will's row, and may not have the session
+			e.wills.suspect(k.name)
+		}
 		return 0, err
 	case !won:
 		return 0, errors.New("claimed by somebody else")
@@ -256,46 +301,57 @@ func (e *Engine) handOver(to *peer, k ownerKey, f *frame, withdrawn *atomic.Bool
 }
 
 // putDown ends what this node has of a session of its own; ends: so does the session,
-// where it goes. The name's lock is held.
-func (e *Engine) putDown(name string, ends bool) error {
+// where it goes. It tells whether there is a will that is in the care of who gets it from
+// here on. The name's lock is held.
+func (e *Engine) putDown(name string, ends bool, to bridge.Peer) (entrusted bool, err error) {
 	e.clientsMu.RLock()
 	c := e.clients[name]
 	e.clientsMu.RUnlock()
 	w := listen.NewWorker()
-	err := e.takeOver(name, nil, w)
+	err = e.takeOver(name, nil, w)
 	w.Flush()
 	if err != nil {
-		return err
+		return false, err
+	}
+	if err := e.undo(name); err != nil {
+		return false, err
 	}
 	e.flight.passOf(e.life, name)
-	id := herald.SessionID(0)
+	id, row := herald.SessionID(0), persistence.Session{}
 	if c != nil {
 		id = c.row.ID
 	}
 	unsealed := e.owners.isUnsealed(name)
-	if id == 0 && (unsealed || e.wills.some()) {
-		row, err := e.store.Session(e.life, persistence.Client, name)
+	if id == 0 && unsealed || e.wills.some() {
+		row, err = e.store.Session(e.life, persistence.Client, name)
 		switch {
 		case err == nil:
 			id = row.ID
 		case !errors.Is(err, herald.ErrNotFound):
-			return err
+			return false, err
 		}
 	}
 	if unsealed { // it was claimed from a dead node, and not loaded since
 		if id != 0 {
 			if err := e.nodes.store.Seal(e.life, id); err != nil {
-				return err
+				return false, err
 			}
 		}
 		e.owners.sealed(name)
 	}
-	// A delayed will is out of this node's care: who goes on with the session removes
-	// its row. If the session ends the will is due [MQTT-3.1.3-9].
-	if will := e.wills.take(id); will != nil && ends {
+	will := e.wills.take(id)
+	switch {
+	case will == nil:
+	case ends || row.ID != id: // it is due [MQTT-3.1.3-9]
 		e.publishWill(will)
+	default:
+		if err := e.entrust(will, row, to); err != nil {
+			e.wills.add(will)
+			return false, err
+		}
+		return true, nil
 	}
-	return nil
+	return false, nil
 }
 
 // allReceived waits until every node has received the frames that were sent to it,

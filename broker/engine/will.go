@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/broker/wire"
@@ -40,11 +41,23 @@ type delayedWills struct {
 	held gate // guards below; the store may be waited for while it is held
 	m    map[herald.SessionID]*persistence.Will
 	next int64 // when the earliest is due
+
+	mu      sync.Mutex               // guards below; taken after held
+	sending map[herald.SessionID]int // those that are being published
+	// taken are those that were being published, or taken out of m, at any time since
+	// watch: what is read of the store may be of before. nil: nobody watches.
+	taken map[herald.SessionID]struct{}
+	// stray: some may be in this node's care of which it does not know: those that name it
+	// in their row, and those of suspects, clients that may or may not have been given away.
+	stray    bool
+	suspects map[string]struct{}
 }
 
 func (d *delayedWills) init() {
 	d.held = newGate()
 	d.m = make(map[herald.SessionID]*persistence.Will)
+	d.sending = make(map[herald.SessionID]int)
+	d.suspects = make(map[string]struct{})
 }
 
 func (d *delayedWills) add(w *persistence.Will) {
@@ -68,7 +81,72 @@ func (d *delayedWills) take(id herald.SessionID) *persistence.Will {
 	defer d.held.unlock()
 	w := d.m[id]
 	delete(d.m, id)
+	if w != nil {
+		d.passing(id, 0)
+	}
 	return w
+}
+
+// passing notes that a will is not where it was: by 1, it is being published; by -1, that
+// is over.
+func (d *delayedWills) passing(id herald.SessionID, by int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.taken != nil {
+		d.taken[id] = struct{}{}
+	}
+	if d.sending[id] += by; d.sending[id] == 0 {
+		delete(d.sending, id)
+	}
+}
+
+// watch has adopt know of what happens to wills from here on, until the returned function
+// is called. One at a time watches (housekeep).
+func (d *delayedWills) watch() (end func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.taken = make(map[herald.SessionID]struct{})
+	for id := range d.sending {
+		d.taken[id] = struct{}{}
+	}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.taken = nil
+	}
+}
+
+// adopt adds a will that was read from the store since watch, unless it was there, or
+// seen to, meanwhile.
+func (d *delayedWills) adopt(w *persistence.Will) {
+	d.mu.Lock()
+	_, taken := d.taken[w.Session]
+	d.mu.Unlock()
+	if !taken && !d.has(w.Session) {
+		d.add(w)
+	}
+}
+
+// has tells whether a will is among the delayed ones.
+func (d *delayedWills) has(id herald.SessionID) bool {
+	d.held.lock()
+	defer d.held.unlock()
+	return d.m[id] != nil
+}
+
+// look has the wills looked for that are in this node's care although it does not know.
+func (d *delayedWills) look() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stray = true
+}
+
+// suspect has the will of a client looked for, whose session may be this node's or not.
+func (d *delayedWills) suspect(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stray = true
+	d.suspects[name] = struct{}{}
 }
 
 // publishDue publishes the wills that are due. It does so under the lock, so
@@ -101,6 +179,7 @@ func (d *delayedWills) publishDue(e *Engine, now int64) {
 			continue
 		}
 		delete(d.m, w.Session)
+		d.passing(w.Session, 0)
 		if !resumed {
 			e.publishWill(w)
 		}
@@ -136,6 +215,14 @@ func (e *Engine) publishWillIn(will *persistence.Will, sh *shipment) {
 		m.Expires += e.now() - 1
 	}
 	e.stats.Wills.Add(1)
+	e.wills.passing(will.Session, 1)
+	then := sh.then
+	sh.then = func() {
+		e.wills.passing(will.Session, -1)
+		if then != nil {
+			then()
+		}
+	}
 	sh.batch.WillsGone = []herald.SessionID{will.Session}
 	e.publishOwn(&m, sh)
 }

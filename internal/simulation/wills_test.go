@@ -1,0 +1,119 @@
+package simulation
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/broker/wire"
+	"github.com/herald-mqtt/herald/persistence"
+)
+
+// claimOf is the claim of a client's session.
+func (f *Fleet) claimOf(name string) persistence.Claim {
+	f.db.mu.Lock()
+	defer f.db.mu.Unlock()
+	return f.db.claims[claimKey(persistence.Client, name)]
+}
+
+// dialsWithWill is dials for a client that has a will for "w".
+func (n *node) dialsWithWill(name string, delay uint32) *conn {
+	con := &wire.Connect{
+		Version: herald.V5, ClientID: []byte(name), Properties: connectProperties(1<<32-1, 100, 0),
+		HasWill: true, WillTopic: []byte("w"), WillPayload: []byte("gone"), WillQoS: 2, WillDelay: delay,
+	}
+	return newConn(n.now.engine.Load(), name, wire.AppendConnect(nil, con), 1<<20, n.now)
+}
+
+// watches connects a client that is to see the wills.
+func (n *node) watches(t *testing.T) *conn {
+	t.Helper()
+	c := n.dials("s", false)
+	c.connected(t)
+	c.bring(input{subscribe: &wire.Subscribe{PacketID: 1, Filters: []wire.SubscribeFilter{{Filter: []byte("w"), QoS: 2}}}})
+	if all := c.packets(t, time.Second); len(all) == 0 {
+		t.Fatal("no SUBACK")
+	}
+	return c
+}
+
+// seen tells how many wills come within a time.
+func (c *conn) seen(t *testing.T, within time.Duration) (n int) {
+	t.Helper()
+	for end := time.Now().Add(within); time.Now().Before(end); {
+		for _, p := range c.packets(t, time.Until(end)) {
+			if p.kind == wire.TypePublish {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// A delayed will whose session goes to another node is in the care of that node, although
+// its client has gone meanwhile and comes nowhere; if that node dies, too.
+func TestWillOfOneWhoHasGoneMeanwhile(t *testing.T) {
+	for _, then := range []string{"the node lives", "the node dies", "the owner dies"} {
+		t.Run(then, func(t *testing.T) {
+			oneAtATime(t)
+			synctest.Test(t, func(t *testing.T) {
+				f, a, b := twoNodes(t)
+				defer f.stop()
+				at := b
+				if then == "the node dies" {
+					at = a
+				}
+				s := at.watches(t)
+				c := a.dialsWithWill("c", 10)
+				c.connected(t)
+				c.hangUp()
+				<-c.end
+				// The owner gives it up when that which it is to wait for comes to pass, and
+				// nobody waits any more.
+				end := a.now.opened.Load()
+				f.net.change(func() { end.mute = true })
+				waiting := b.dials("c", false)
+				time.Sleep(300 * time.Millisecond)
+				waiting.hangUp()
+				<-waiting.end
+				f.net.change(func() { end.mute = false })
+				for f.claimOf("c").Owner != b.now.Self().Node {
+					time.Sleep(time.Millisecond)
+				}
+				switch then {
+				case "the node dies":
+					b.kill()
+				case "the owner dies":
+					a.kill()
+				}
+				if n := s.seen(t, 60*time.Second); n != 1 {
+					t.Errorf("the will was published %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// The will of a session that its client ends at another node is sent although Redis is
+// away, and the node's row has to tell the owner that it is to end [MQTT-3.1.3-9].
+func TestWillOfASessionThatEndsWithoutRedis(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b := twoNodes(t)
+		defer f.stop()
+		s := b.watches(t)
+		c := a.dialsWithWill("c", 1000)
+		c.connected(t)
+		c.hangUp()
+		<-c.end
+		f.net.change(func() { f.net.down = true })
+		if b.dials("c", true).connected(t) {
+			t.Error("the session is there after a clean start")
+		}
+		if n := s.seen(t, 20*time.Second); n != 1 {
+			t.Errorf("the will was published %d times", n)
+		}
+		f.net.change(func() { f.net.down = false })
+	})
+}
