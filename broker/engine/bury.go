@@ -25,6 +25,10 @@ type graves map[bridge.Peer]*grave
 type grave struct {
 	member persistence.Member
 	batch  *persistence.Batch
+	watch  *willWatch // since the wills were read
+	// sending: the publication of the first of the batch's wills was begun here, and may
+	// have failed.
+	sending bool
 }
 
 // unburied are those of a number up to a life that were begun and are not done: the
@@ -49,11 +53,13 @@ func (e *Engine) bury(m persistence.Member) error {
 		n.graves[key] = g
 	}
 	if g.batch == nil {
-		b, err := e.remains(m, began)
+		watch := e.wills.watch()
+		b, err := e.remains(m, began, watch)
 		if err != nil {
+			watch.end()
 			return err
 		}
-		g.batch = b
+		g.batch, g.watch = b, watch
 	}
 	if !g.batch.Empty() {
 		if err := e.commit(g.batch); err != nil {
@@ -64,15 +70,21 @@ func (e *Engine) bury(m persistence.Member) error {
 	for ; len(g.batch.Wills) > 0; g.batch.Wills = g.batch.Wills[1:] {
 		w := &g.batch.Wills[0]
 		if w.Delay > 0 {
-			e.wills.add(w)
+			g.watch.adopt(w)
 			continue
 		}
+		if !g.sending && g.watch.had(w.Session) {
+			continue
+		}
+		g.sending = true
 		// Before its client is served again, with another will in its place.
 		if err := e.publishWillNow(w); err != nil {
 			return err
 		}
+		g.sending = false
 	}
 	delete(n.graves, key)
+	g.watch.end()
 	e.log.Info("what a dead node had begun is finished", zap.String("node", m.Name), zap.Int("sessions", len(g.batch.Sessions)),
 		zap.Int("wills", wills), zap.Int64("ms", e.now()-began))
 	return nil
@@ -80,7 +92,7 @@ func (e *Engine) bury(m persistence.Member) error {
 
 // remains is what is to be stored of the sessions and wills of a life, and of those
 // before it of its number.
-func (e *Engine) remains(m persistence.Member, at int64) (*persistence.Batch, error) {
+func (e *Engine) remains(m persistence.Member, at int64, watch *willWatch) (*persistence.Batch, error) {
 	wills, err := e.adopted(m)
 	if err != nil {
 		return nil, err
@@ -99,6 +111,9 @@ func (e *Engine) remains(m persistence.Member, at int64) (*persistence.Batch, er
 		return nil, err
 	}
 	for _, w := range wills {
+		if watch.had(w.Session) { // it came into this node's care before
+			continue
+		}
 		w.Due = of.due(&w, at)
 		w.Node, w.Life = e.nodes.self.Node, e.nodes.self.Incarnation
 		b.Wills = append(b.Wills, w)
@@ -215,7 +230,8 @@ func (e *Engine) adoptOrphans(now int64) {
 		return
 	}
 	e.orphansAt = now
-	defer e.wills.watch()() // one that is being published stands there still
+	watch := e.wills.watch() // one that is being published stands there still
+	defer watch.end()
 	wills, err := e.store.Wills(e.life, now, false, expireAtOnce)
 	if err != nil {
 		e.log.Warn("reading wills", errField(err))
@@ -233,7 +249,7 @@ func (e *Engine) adoptOrphans(now int64) {
 			return
 		}
 		if own {
-			e.wills.adopt(w)
+			watch.adopt(w)
 		}
 	}
 }

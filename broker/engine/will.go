@@ -44,9 +44,7 @@ type delayedWills struct {
 
 	mu      sync.Mutex               // guards below; taken after held
 	sending map[herald.SessionID]int // those that are being published
-	// taken are those that were being published, or taken out of m, at any time since
-	// watch: what is read of the store may be of before. nil: nobody watches.
-	taken map[herald.SessionID]struct{}
+	watches map[*willWatch]struct{}
 	// stray: some may be in this node's care of which it does not know: those that name it
 	// in their row, and those of suspects, clients that may or may not have been given away.
 	stray    bool
@@ -58,6 +56,7 @@ func (d *delayedWills) init() {
 	d.m = make(map[herald.SessionID]*persistence.Will)
 	d.sending = make(map[herald.SessionID]int)
 	d.suspects = make(map[string]struct{})
+	d.watches = make(map[*willWatch]struct{})
 }
 
 func (d *delayedWills) add(w *persistence.Will) {
@@ -92,46 +91,56 @@ func (d *delayedWills) take(id herald.SessionID) *persistence.Will {
 func (d *delayedWills) passing(id herald.SessionID, by int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.taken != nil {
-		d.taken[id] = struct{}{}
+	for w := range d.watches {
+		w.taken[id] = struct{}{}
 	}
 	if d.sending[id] += by; d.sending[id] == 0 {
 		delete(d.sending, id)
 	}
 }
 
-// watch has adopt know of what happens to wills from here on, until the returned function
-// is called. One at a time watches (housekeep).
-func (d *delayedWills) watch() (end func()) {
+// willWatch knows of what happens to wills while the store is read: what that tells may
+// be of before.
+type willWatch struct {
+	of    *delayedWills
+	taken map[herald.SessionID]struct{} // were being published, or taken out of m; guarded by of.mu
+}
+
+// watch begins a watch; the caller ends it.
+func (d *delayedWills) watch() *willWatch {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.taken = make(map[herald.SessionID]struct{})
+	w := &willWatch{d, make(map[herald.SessionID]struct{})}
 	for id := range d.sending {
-		d.taken[id] = struct{}{}
+		w.taken[id] = struct{}{}
 	}
-	return func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.taken = nil
-	}
+	d.watches[w] = struct{}{}
+	return w
 }
 
-// adopt adds a will that was read from the store since watch, unless it was there, or
-// seen to, meanwhile.
-func (d *delayedWills) adopt(w *persistence.Will) {
-	d.mu.Lock()
-	_, taken := d.taken[w.Session]
-	d.mu.Unlock()
-	if !taken && !d.has(w.Session) {
-		d.add(w)
-	}
+func (w *willWatch) end() {
+	w.of.mu.Lock()
+	defer w.of.mu.Unlock()
+	delete(w.of.watches, w)
 }
 
-// has tells whether a will is among the delayed ones.
-func (d *delayedWills) has(id herald.SessionID) bool {
+// had tells whether a will that was read has been in this node's care since watch: it was
+// among the delayed ones, or it was published.
+func (w *willWatch) had(id herald.SessionID) bool {
+	d := w.of
 	d.held.lock()
 	defer d.held.unlock()
-	return d.m[id] != nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, taken := w.taken[id]
+	return taken || d.m[id] != nil
+}
+
+// adopt adds a will that was read, unless this node has had it.
+func (w *willWatch) adopt(will *persistence.Will) {
+	if !w.had(will.Session) {
+		w.of.add(will)
+	}
 }
 
 // look has the wills looked for that are in this node's care although it does not know.

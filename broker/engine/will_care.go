@@ -41,7 +41,8 @@ func (e *Engine) adoptStray(now int64) {
 	suspects := d.suspects
 	d.stray, d.suspects = false, make(map[string]struct{})
 	d.mu.Unlock()
-	defer d.watch()()
+	watch := d.watch()
+	defer watch.end()
 	e.strayAt = now
 	again := func() {
 		d.mu.Lock()
@@ -60,7 +61,7 @@ func (e *Engine) adoptStray(now int64) {
 		if (bridge.Peer{Node: w.Node, Incarnation: w.Life}) != e.nodes.self && !suspect {
 			continue
 		}
-		if settled, err := e.adoptOne(w); err != nil || !settled {
+		if settled, err := e.adoptOne(w, watch); err != nil || !settled {
 			if err != nil && !errors.Is(err, herald.ErrClosed) {
 				e.log.Warn("looking for a will", sessionField(w.Session), zap.Error(err))
 			}
@@ -74,13 +75,13 @@ func (e *Engine) adoptStray(now int64) {
 const strayEvery = 2000
 
 // adoptOne takes care of a will if it is this node's; false: that cannot be told yet.
-func (e *Engine) adoptOne(w *persistence.Will) (settled bool, err error) {
+func (e *Engine) adoptOne(w *persistence.Will, watch *willWatch) (settled bool, err error) {
 	unlock, ok := e.claims.tryLock(w.Client)
 	if !ok {
 		return false, nil
 	}
 	defer unlock()
-	if e.wills.has(w.Session) || e.connectedAs(w.Client) {
+	if watch.had(w.Session) || e.connectedAs(w.Client) {
 		return true, nil
 	}
 	row, err := e.store.Session(e.life, persistence.Client, w.Client)
@@ -91,7 +92,7 @@ func (e *Engine) adoptOne(w *persistence.Will) (settled bool, err error) {
 			return true, nil
 		}
 		w.Due = min(w.Due, e.now())
-		e.wills.adopt(w)
+		watch.adopt(w)
 		return true, nil
 	case err != nil:
 		return false, err
@@ -121,7 +122,7 @@ func (e *Engine) adoptOne(w *persistence.Will) (settled bool, err error) {
 		}
 		w.Node, w.Life = e.nodes.self.Node, e.nodes.self.Incarnation
 	}
-	e.wills.adopt(w)
+	watch.adopt(w)
 	return true, nil
 }
 

@@ -37,20 +37,20 @@ func TestAWillThatWasSentIsNotAdopted(t *testing.T) {
 	d.passing(2, 1)
 	d.add(&persistence.Will{Session: 3})
 	d.add(&persistence.Will{Session: 4, Due: 7})
-	end := d.watch()
+	watch := d.watch()
 	d.passing(1, -1)
 	if d.take(3) == nil {
 		t.Error("it is not there")
 	}
 	for id := range herald.SessionID(5) {
-		d.adopt(&persistence.Will{Session: id + 1})
+		watch.adopt(&persistence.Will{Session: id + 1})
 	}
-	end()
+	watch.end()
 	if len(d.m) != 2 || d.m[4].Due != 7 || d.m[5] == nil {
 		t.Errorf("it has %v", d.m)
 	}
 	d.passing(2, -1)
-	if len(d.sending) > 0 {
+	if len(d.sending)+len(d.watches) > 0 {
 		t.Errorf("%v are said to be published", d.sending)
 	}
 }

@@ -1,6 +1,8 @@
 package simulation
 
 import (
+	"runtime/debug"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,5 +117,54 @@ func TestWillOfASessionThatEndsWithoutRedis(t *testing.T) {
 			t.Errorf("the will was published %d times", n)
 		}
 		f.net.change(func() { f.net.down = false })
+	})
+}
+
+// A node that has taken care of the will of one that has left, and sent it, does not send it
+// again because it has read of it before, while it finishes another one that died.
+func TestWillOfANodeThatLeftWhileAnotherDies(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b := twoNodes(t)
+		defer f.stop()
+		f.nodes = f.nodes[:3]
+		c := f.nodes[2]
+		c.ahead = 0
+		c.start()
+		for !c.serves() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		s := a.watches(t)
+		w := c.dialsWithWill("w", 3)
+		w.connected(t)
+		w.hangUp()
+		<-w.end
+		if err := c.leave(); err != nil {
+			t.Fatal(err)
+		}
+		gate, held := make(chan struct{}), make(chan struct{}, 1)
+		f.db.mu.Lock()
+		a.now.store.hold = func(what string) error {
+			if what == "wills" && strings.Contains(string(debug.Stack()), ".remains(") {
+				held <- struct{}{}
+				<-gate
+			}
+			return nil
+		}
+		f.db.mu.Unlock()
+		b.kill()
+		<-held
+		if n := s.seen(t, 10*time.Second); n != 1 {
+			t.Errorf("the will was published %d times", n)
+		}
+		close(gate)
+		if n := s.seen(t, 10*time.Second); n != 0 {
+			t.Error("the will was published again")
+		}
+		f.db.mu.Lock()
+		defer f.db.mu.Unlock()
+		if rows := f.db.rowsLocked(place{table: tableWill}); len(rows) > 0 {
+			t.Errorf("it is stored again: %+v", rows)
+		}
 	})
 }
