@@ -316,3 +316,57 @@ func TestCloseOnFullDisk(t *testing.T) {
 		}
 	}
 }
+
+// TestDonesKeepTheirOrderWhenClosed: what is committed after Close has begun is told so
+// behind what was committed before, and in its order.
+func TestDonesKeepTheirOrderWhenClosed(t *testing.T) {
+	var slow atomic.Bool
+	entered, release := make(chan struct{}), make(chan struct{})
+	opts := small()
+	opts.FS = inject(vfs.NewMem(), func(op errorfs.Op) error {
+		if inJournal(op, errorfs.OpFileSyncData) && slow.CompareAndSwap(true, false) {
+			close(entered)
+			<-release
+		}
+		return nil
+	})
+	s := mustOpen(t, "data", opts)
+	newFiller(t, s)
+	slow.Store(true)
+	const n = 100
+	dones := make(chan int, n)
+	commit := func(i int) {
+		s.Commit(&persistence.Batch{}, func(err error) {
+			if i > 0 != errors.Is(err, herald.ErrClosed) {
+				t.Errorf("%d: %v", i, err)
+			}
+			dones <- i
+		})
+	}
+	commit(0)
+	<-entered
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	for stopped := false; !stopped; {
+		s.commits.mu.Lock()
+		stopped = s.commits.stopped
+		s.commits.mu.Unlock()
+	}
+	for i := 1; i < n; i++ {
+		commit(i)
+	}
+	select {
+	case i := <-dones:
+		t.Fatalf("done of %d, while the first is under way", i)
+	case <-time.After(20 * time.Millisecond): // long enough for one that does not wait
+	}
+	close(release)
+	for i := range n {
+		if got := <-dones; got != i {
+			t.Fatalf("done of %d, want %d", got, i)
+		}
+	}
+	if err := <-closed; err != nil {
+		t.Fatal(err)
+	}
+}

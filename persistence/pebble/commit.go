@@ -33,6 +33,7 @@ type committer struct {
 	room    sync.Cond  // the gathering group was taken
 	gather  group
 	stopped bool
+	late    []func(error) // dones of batches that came when it was stopped
 	ended   chan struct{} // closed by the writer
 
 	// Owned by the writer.
@@ -94,10 +95,12 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 		c.room.Wait()
 	}
 	if c.stopped {
-		c.mu.Unlock()
 		if done != nil {
-			go done(herald.ErrClosed)
+			if c.late = append(c.late, done); len(c.late) == 1 {
+				go c.refuse()
+			}
 		}
+		c.mu.Unlock()
 		return
 	}
 	first := len(c.gather.batches) == 0
@@ -119,6 +122,20 @@ func (s *Store) Commit(b *persistence.Batch, done func(error)) {
 		case c.wake <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// refuse calls the dones of what came too late, behind those of what did not.
+func (c *committer) refuse() {
+	<-c.ended
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.late) > 0 {
+		done := c.late[0]
+		c.mu.Unlock()
+		done(herald.ErrClosed)
+		c.mu.Lock()
+		c.late = c.late[1:]
 	}
 }
 
