@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,14 +87,17 @@ func TestCloseAfterReachesABusyClient(t *testing.T) {
 func TestCloseAfterTimesOut(t *testing.T) {
 	transports(t, func(t *testing.T, cfg Config) {
 		t.Parallel()
-		e := &engine{data: func(c *Conn, w *Worker, f []byte) { c.CloseAfter(w, make([]byte, 8<<20)) }}
+		var open atomic.Int64 // sockets when the engine was told
+		e := &engine{
+			data:     func(c *Conn, w *Worker, f []byte) { c.CloseAfter(w, make([]byte, 8<<20)) },
+			onClosed: func(c *Conn) { open.Store(int64(c.lis.Connections())) },
+		}
 		b := start(t, cfg, LoopConfig{}, e, nil)
 		c := b.connect()
 		begin := time.Now()
 		c.send(publishFrame("a", "b"))
-		// The engine knows at once, the socket goes later.
-		require.Eventually(t, func() bool { return b.e.closed.Load() == 1 }, time.Second, time.Millisecond)
-		require.Eventually(t, func() bool { return b.l.Connections() == 0 }, 10*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return b.e.closed.Load() == 1 && b.l.Connections() == 0 }, 10*time.Second, 10*time.Millisecond)
+		require.EqualValues(t, 1, open.Load(), "the engine knows at once, the socket goes later")
 		require.Greater(t, time.Since(begin), time.Second)
 	})
 }
