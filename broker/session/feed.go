@@ -311,6 +311,9 @@ func (s *Session) orphans(fx *Effects) {
 
 func (s *Session) orphan(sl *slot, fx *Effects) {
 	sl.state, sl.qos, sl.seq = released, 2, s.window.next()
+	if sl.src != 0 {
+		fx.Settled = append(fx.Settled, Settled{Source: sl.src, ID: sl.id})
+	}
 	s.window.inflight++
 	fx.Out = wire.AppendAck(fx.Out, s.p.Version, wire.TypePubrel, sl.pid, 0)
 }
