@@ -42,11 +42,20 @@ func (g *group) wake(e *Engine, w *listen.Worker) {
 	if !g.loaded {
 		if !g.loading {
 			g.loading = true
-			e.background(func() { g.load(e) })
+			g.begin(e)
 		}
 		return
 	}
 	g.dealLocked(e, e.env(), w)
+}
+
+// begin has the group loaded. That may have to wait for other nodes in a cluster.
+func (g *group) begin(e *Engine) {
+	if e.nodes.on() {
+		e.errand(func() { g.load(e) })
+	} else {
+		e.background(func() { g.load(e) })
+	}
 }
 
 // load reads what was stored of the group and what its members hold, in the
@@ -55,11 +64,11 @@ func (g *group) load(e *Engine) {
 	g.mu.Lock()
 	found, members := groupState{held: slices.Clone(g.held)}, g.durableMembers(e)
 	g.mu.Unlock()
-	err := found.read(e, g.row.ID, members)
+	err := found.read(e, g.key, g.row.ID, members)
 	if err != nil {
 		if e.life.Err() == nil {
 			e.log.Error("loading a shared group; it is tried again", errField(err))
-			time.AfterFunc(readAgain, func() { e.background(func() { g.load(e) }) })
+			time.AfterFunc(readAgain, func() { g.begin(e) })
 		}
 		return
 	}
@@ -91,7 +100,7 @@ type groupState struct {
 }
 
 // read adds what the store knows.
-func (s *groupState) read(e *Engine, group herald.SessionID, members []herald.SessionID) (err error) {
+func (s *groupState) read(e *Engine, key string, group herald.SessionID, members []herald.SessionID) (err error) {
 	if s.win, err = e.store.Window(e.ctx, group); err != nil {
 		return err
 	}
@@ -103,8 +112,17 @@ func (s *groupState) read(e *Engine, group herald.SessionID, members []herald.Se
 		delete(left, id)
 	}
 	var done []herald.SessionID // leavers that have nothing any more
-	for _, id := range slices.AppendSeq(members, maps.Keys(left)) {
-		win, err := e.store.Window(e.ctx, id)
+	all := slices.AppendSeq(members, maps.Keys(left))
+	read := func(id herald.SessionID) (persistence.Window, error) { return e.store.Window(e.ctx, id) }
+	if e.nodes.on() {
+		// Who is connected to a live node has been gone on with there.
+		if err := e.identify(e.sharing.atRest(e, key, all)); err != nil {
+			return err
+		}
+		read = e.windowOf
+	}
+	for _, id := range all {
+		win, err := read(id)
 		if err != nil {
 			return err
 		}
@@ -128,7 +146,8 @@ func (g *group) loadLocked(found groupState) {
 	for i, h := range found.held {
 		held[i] = h.Sent
 		if h.at != nil && g.out != nil {
-			g.out[h.ID] = outside{h.Session, h.at}
+			g.deals++
+			g.out[h.ID] = outside{h.Session, h.at, g.deals}
 		}
 	}
 	g.core.Load(found.win, held)
@@ -367,8 +386,9 @@ func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 		return
 	}
 	e.background(func() {
+		lows := make(map[herald.SessionID]herald.ID)
 		for _, s := range foreign { // one after the other: they are sent again in their order [MQTT-4.6.0-1]
-			entries, err := e.store.Inbox(e.ctx, s.Source, s.ID-1, s.ID, 1, pageBytes, nil)
+			entries, err := e.entryOf(s, lows)
 			if err != nil {
 				if e.ctx.Err() == nil {
 					e.log.Error("reading a shared group's queue", errField(err))
@@ -393,6 +413,29 @@ func (e *Engine) restoreForeign(c *client, sent []persistence.Sent) {
 			})
 		}
 	})
+}
+
+// entryOf reads the entry of a group's inbox that was sent, if it is there and the group is
+// not done with it: what lies behind the group's mark may be there still. lows are the
+// marks that have been read.
+func (e *Engine) entryOf(s persistence.Sent, lows map[herald.SessionID]herald.ID) ([]persistence.Entry, error) {
+	entries, err := e.store.Inbox(e.ctx, s.Source, s.ID-1, s.ID, 1, pageBytes, nil)
+	if err != nil || len(entries) == 0 {
+		return nil, err
+	}
+	low, ok := lows[s.Source]
+	if !ok { // after the entry: a mark takes the place of what tells that one is settled
+		win, err := e.store.Window(e.ctx, s.Source)
+		if err != nil {
+			return nil, err
+		}
+		low = win.Low
+		lows[s.Source] = low
+	}
+	if s.ID <= low {
+		return nil, nil
+	}
+	return entries, nil
 }
 
 // shareOf is how the client shares a group, or other if it does not.

@@ -50,7 +50,7 @@ func (c *cabinet) Subscriptions(context.Context, herald.SessionID) ([]persistenc
 // back is dealt again.
 func TestEntriesMoveOnWhileAGroupIsLoaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &cabinet{fail: herald.ErrUnavailable}
+		store := &cabinet{shelf: shelf{meantime: func() {}}, fail: herald.ErrUnavailable}
 		e := onShelf(&store.shelf)
 		e.store = store
 		e.slots = make(chan struct{}, 1)

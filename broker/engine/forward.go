@@ -185,7 +185,7 @@ func (e *Engine) receive(p *peer, b []byte) {
 	case frameDeal:
 		e.dealt(p, &f, w)
 	case frameDone:
-		e.done(f.group, f.settled, f.back)
+		e.doneAt(p, &f)
 	case frameAskHeld:
 		if !e.sharing.deals(f.group, dealer{p.Peer, f.epoch}) {
 			break

@@ -42,6 +42,7 @@ type group struct {
 	waiting bool                  // of a cluster: not to be loaded yet (sharing.go)
 	held    []heldBy              // what connected members hold, until it is loaded
 	out     map[herald.ID]outside // dealt to members at other nodes
+	deals   uint64                // how many were
 	list    []topic.Member        // of deal, kept for its memory
 	index   []int
 }

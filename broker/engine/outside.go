@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -20,7 +21,8 @@ func (e *Engine) dealAway(g *group, m *member, run *wire.Run, i int, gr *session
 	var done func(error)
 	if src != 0 {
 		m.out++
-		g.out[msg.ID] = outside{m.h.id, m.at}
+		g.deals++
+		g.out[msg.ID] = outside{m.h.id, m.at, g.deals}
 		done = surely
 	}
 	m.at.send(appendDeal(nil, src, g.epoch, m.h.id, qos, m.g.Retain && gr.Retain, m.g.Identifiers, msg), done, 0)
@@ -78,12 +80,13 @@ func (e *Engine) tellOwner(group herald.SessionID, settled, back []herald.ID) {
 	key := s.keys[group]
 	s.mu.Unlock()
 	if !ok || to != e.nodes.self && !e.nodes.Live(to) {
-		c, err := e.nodes.store.Claimed(e.life, persistence.Group, key)
-		if err != nil {
-			e.log.Warn("looking for the owner of a shared group", errField(err))
-			return
-		}
-		to = ownerOf(c)
+		e.surely("looking for the owner of a shared group", group, func() error {
+			c, err := e.nodes.store.Claimed(e.life, persistence.Group, key)
+			if err == nil {
+				to = ownerOf(c)
+			}
+			return err
+		})
 	}
 	if to == e.nodes.self {
 		e.done(group, settled, back)
@@ -94,16 +97,30 @@ func (e *Engine) tellOwner(group herald.SessionID, settled, back []herald.ID) {
 	}
 }
 
-// outside is who has an entry that was dealt to another node, and where it was then.
+// outside is who has an entry that was dealt to another node, where it was then, and
+// which of the group's deals that was.
 type outside struct {
-	who herald.SessionID
-	at  *peer
+	who  herald.SessionID
+	at   *peer
+	deal uint64
 }
+
+// estates are what was dealt to sessions of which somebody has to find out what became
+// of it.
+type estates map[herald.SessionID]map[herald.ID]outside
 
 // surely makes a frame wait for Redis rather than be lost.
 func surely(error) {}
 
-// done takes what became of entries that members at another node had.
+// doneAt takes what another node tells of entries that its clients had. If it is dead,
+// what the store knows counts: see bereave.
+func (e *Engine) doneAt(p *peer, f *frame) {
+	if !e.sharing.mourned(p.Peer) {
+		e.done(f.group, f.settled, f.back)
+	}
+}
+
+// done takes what became of entries that members had.
 func (e *Engine) done(id herald.SessionID, settled, back []herald.ID) {
 	g := e.groups.find(id)
 	if g == nil {
@@ -133,44 +150,65 @@ func (g *group) returned(id herald.ID) {
 // bereave takes back what members had who were connected to a node that is dead,
 // but for what a durable one has begun at QoS 2 and goes on with.
 func (e *Engine) bereave(p *peer) {
+	e.sharing.mourn(p.Peer)
 	for _, g := range e.groups.all() {
 		g.mu.Lock()
 		g.members = slices.DeleteFunc(g.members, func(m member) bool { return m.at == p })
-		of := make(map[herald.SessionID][]herald.ID)
+		of := make(estates)
 		for id, o := range g.out {
-			if o.at == p {
-				of[o.who] = append(of[o.who], id)
+			if e.sharing.mourned(o.at.Peer) { // what was begun at one that died before may have ended at p
+				if of[o.who] == nil {
+					of[o.who] = make(map[herald.ID]outside)
+				}
+				of[o.who][id] = o
 			}
 		}
 		g.mu.Unlock()
 		if len(of) > 0 {
-			e.background(func() { e.inherit(g, of) })
+			e.errand(func() { e.inherit(g, of) })
 		}
 	}
 }
 
 // inherit finds out what became of entries whose members' node died before it could
 // tell. It asks until the store answers.
-func (e *Engine) inherit(g *group, of map[herald.SessionID][]herald.ID) {
-	for who, ids := range of {
-		settled, back, err := e.leftBy(g.row.ID, who, ids)
-		if err == nil {
-			e.done(g.row.ID, settled, back)
+func (e *Engine) inherit(g *group, of estates) {
+	err := e.identify(slices.Collect(maps.Keys(of)))
+	if err == nil {
+		for who, had := range of {
+			settled, back, e1 := e.leftBy(g.row.ID, who, slices.Collect(maps.Keys(had)))
+			if e1 != nil {
+				err = e1
+				continue
+			}
+			e.inherited(g, had, settled, back)
 			delete(of, who)
-		} else if e.life.Err() == nil {
-			e.log.Error("reading what a member had begun; it is tried again", sessionField(who), errField(err))
 		}
 	}
-	if len(of) > 0 && e.life.Err() == nil {
-		time.AfterFunc(readAgain, func() { e.background(func() { e.inherit(g, of) }) })
+	if err != nil && e.life.Err() == nil {
+		e.log.Error("reading what members had begun; it is tried again", errField(err))
+		time.AfterFunc(readAgain, func() { e.errand(func() { e.inherit(g, of) }) })
 	}
 }
 
-// leftBy tells which entries of a group a session that had them is done with, and which
-// it has not begun. The group's queue is read last: what has left the session's window by
+// inherited takes what became of entries that somebody had, unless others have told
+// meanwhile: they may be somebody else's by now.
+func (e *Engine) inherited(g *group, had map[herald.ID]outside, settled, back []herald.ID) {
+	g.mu.Lock()
+	same := func(ids []herald.ID) []herald.ID {
+		return slices.DeleteFunc(ids, func(id herald.ID) bool { return g.out[id] != had[id] })
+	}
+	g.settledLocked(same(settled))
+	g.backLocked(same(back))
+	g.mu.Unlock()
+	e.groups.wakeSoon(e, g)
+}
+
+// leftBy tells which entries of a group a session that was identified is done with, of
+// those that it had, and which it has not begun and never will. The group's queue is read last: what has left the session's window by
 // then, because it was acknowledged, does not stand in it any more.
 func (e *Engine) leftBy(group, who herald.SessionID, ids []herald.ID) (settled, back []herald.ID, err error) {
-	has, err := e.store.Window(e.life, who)
+	has, err := e.windowOf(who)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -19,7 +19,8 @@ import (
 // more; it had not begun 8.
 type estate struct {
 	shelf
-	fails int // how many reads fail
+	fails int       // how many reads fail
+	low   herald.ID // the mark of whoever is asked for
 }
 
 func (s *estate) failing() error {
@@ -31,7 +32,7 @@ func (s *estate) failing() error {
 }
 
 func (s *estate) Window(_ context.Context, id herald.SessionID) (persistence.Window, error) {
-	return persistence.Window{Sent: []persistence.Sent{
+	return persistence.Window{Low: s.low, Sent: []persistence.Sent{
 		{Session: id, PacketID: 1, ID: 5, Source: groupOfCabinet, Step: persistence.Published},
 		{Session: id, PacketID: 2, ID: 6, Source: groupOfCabinet, Step: persistence.Released},
 		{Session: id, PacketID: 3, ID: 8, Source: groupOfCabinet + 1, Step: persistence.Published},
@@ -55,7 +56,7 @@ func (s *estate) Inbox(_ context.Context, id herald.SessionID, after, upTo heral
 // when it died: it asks the store, until it answers.
 func TestWhatMembersOfADeadNodeHad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &estate{fails: 3}
+		store := &estate{shelf: shelf{meantime: func() {}}, fails: 3}
 		e := onShelf(&store.shelf)
 		e.store = store
 		e.slots = make(chan struct{}, 1)
@@ -70,7 +71,7 @@ func TestWhatMembersOfADeadNodeHad(t *testing.T) {
 		var msgs []*herald.Message
 		for _, id := range []herald.ID{3, 5, 6, 7, 8} {
 			msgs = append(msgs, &herald.Message{ID: id, Topic: "a", QoS: 2})
-			g.out[id] = outside{memberOfCabinet, p}
+			g.out[id] = outside{who: memberOfCabinet, at: p}
 		}
 		var fx session.Effects
 		g.core.Read(env, &fx)

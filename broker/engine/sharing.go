@@ -54,7 +54,17 @@ type sharing struct {
 	dealers map[herald.SessionID]dealer             // the last owner of a group that was heard of
 	asking  map[uint64]chan heldAnswer
 	request uint64
-	pursued map[string]struct{} // keys of groups of which it is being found out who owns them
+	naming  gate                        // held while rows are read for names; taken before mu
+	names   map[herald.SessionID]string // of durable members, those that are known; "": there is no row
+	over    map[uint16]uint64           // by node: up to which life it is over
+	joining map[attendance]struct{}     // whose subscriptions are not known to everybody yet
+	pursued map[string]struct{}         // keys of groups of which it is being found out who owns them
+}
+
+// attendance is a session that shares a group.
+type attendance struct {
+	key     string
+	session herald.SessionID
 }
 
 // attachment is a session's connection to another node, as that one has announced it: who
@@ -83,6 +93,9 @@ func (s *sharing) init() {
 	s.here = make(map[string]map[herald.SessionID]*handle)
 	s.dealers = make(map[herald.SessionID]dealer)
 	s.asking = make(map[uint64]chan heldAnswer)
+	s.naming, s.names = newGate(), make(map[herald.SessionID]string)
+	s.over = make(map[uint16]uint64)
+	s.joining = make(map[attendance]struct{})
 	s.pursued = make(map[string]struct{})
 }
 
@@ -307,14 +320,51 @@ func (s *sharing) come(c *client, key string) bool {
 		s.here[key] = make(map[herald.SessionID]*handle)
 	}
 	s.here[key][c.h.id] = c.h
+	if c.core.Durable() {
+		s.names[c.h.id] = c.name
+	}
 	return true
+}
+
+// join is attend for a client that subscribes: it is a member when the subscription is
+// known to everybody (joined). Whoever owns the group next has to know who may have
+// something of it.
+func (e *Engine) join(c *client, key string, sub *persistence.Subscription) error {
+	s := &e.sharing
+	s.mu.Lock()
+	s.joining[attendance{key, c.h.id}] = struct{}{}
+	s.mu.Unlock()
+	return e.attend(c, key, sub)
+}
+
+// joined makes a client a member of the groups of subscriptions that everybody knows.
+func (e *Engine) joined(c *client, subs []persistence.Subscription) {
+	for i := range subs {
+		key, shared := shareKey(subs[i].Filter)
+		if !shared || !e.nodes.on() {
+			continue
+		}
+		s := &e.sharing
+		s.mu.Lock()
+		delete(s.joining, attendance{key, c.h.id})
+		s.mu.Unlock()
+		if g := e.groups.byKey(key); g != nil {
+			e.enterHere(g, c, &subs[i])
+		}
+	}
 }
 
 // enterHere adds a client of this node, which may go at the same time: it must not stand
 // in the way of where it is connected next.
 func (e *Engine) enterHere(g *group, c *client, sub *persistence.Subscription) {
-	g.enter(member{h: c.h, g: e.grants.of(topic.Options{QoS: sub.QoS, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier})})
 	s := &e.sharing
+	s.mu.Lock()
+	_, joining := s.joining[attendance{g.key, c.h.id}]
+	s.mu.Unlock()
+	if joining {
+		return
+	}
+	g.enter(member{h: c.h, g: e.grants.of(topic.Options{QoS: sub.QoS, RetainAsPublished: sub.RetainAsPublished, Identifier: sub.Identifier})})
 	s.mu.Lock()
 	here := s.here[g.key][c.h.id] == c.h
 	s.mu.Unlock()
@@ -331,6 +381,7 @@ func (e *Engine) absent(c *client, key string) {
 	if delete(s.here[key], c.h.id); len(s.here[key]) == 0 {
 		delete(s.here, key)
 	}
+	delete(s.joining, attendance{key, c.h.id})
 	s.mu.Unlock()
 	if g := e.groups.byKey(key); g != nil {
 		g.exit(c.h.id, nil)

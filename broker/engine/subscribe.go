@@ -128,6 +128,7 @@ func (e *Engine) Subscribe(conn Conn, req *wire.Subscribe) {
 		c.fail(wire.ReasonUnavailable, w)
 		return
 	}
+	e.joined(c, routed)
 	release()
 	conn.End(w, wire.AppendSuback(conn.Begin(), c.version, req.PacketID, codes))
 	e.groups.joined(e, c, w)
@@ -260,7 +261,7 @@ func (e *Engine) routeTo(h *handle, sub persistence.Subscription) error {
 			e.shares(key, h.id)
 		}
 		if c := h.live.Load(); c != nil {
-			return e.attend(c, key, &sub)
+			return e.join(c, key, &sub)
 		}
 		return nil
 	}
