@@ -122,15 +122,16 @@ type Engine struct {
 	ids   *herald.IDs
 	index *topic.Index[*handle]
 
-	nodes   nodes
-	owners  owners
-	routing routing
-	trusts  trusts
-	sharing sharing
-	remote  *topic.Index[*remote] // what other nodes have announced
-	errands chan struct{}         // one taken by each that runs for another node or waits for one
-	loaded  atomic.Bool           // subscriptions were read
-	divided bool                  // the store's batches are not atomic
+	nodes    nodes
+	owners   owners
+	routing  routing
+	trusts   trusts
+	sharing  sharing
+	remote   *topic.Index[*remote] // what other nodes have announced
+	errands  chan struct{}         // one taken by each that runs for another node or waits for one
+	unclaims chan struct{}         // one taken by each claim that is being given back
+	loaded   atomic.Bool           // subscriptions were read
+	divided  bool                  // the store's batches are not atomic
 
 	// receiver is that of the goroutine that takes what other nodes send.
 	receiver *listen.Worker
@@ -211,7 +212,7 @@ func New(cfg Config, store persistence.Store, log *zap.Logger) *Engine {
 		slots:   make(chan struct{}, backgroundSlots),
 	}
 	e.remote, e.receiver = topic.New[*remote](), listen.NewWorker()
-	e.errands = make(chan struct{}, errandSlots)
+	e.errands, e.unclaims = make(chan struct{}, errandSlots), make(chan struct{}, unclaimSlots)
 	e.owners.init()
 	e.routing.init()
 	e.trusts.init()

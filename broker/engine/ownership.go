@@ -395,7 +395,7 @@ func (e *Engine) unclaim(c *client) {
 	if !ok || !e.nodes.on() {
 		return
 	}
-	e.errand(func() {
+	e.within(e.unclaims, "giving a claim back", func() {
 		unlock := e.claims.lock(name)
 		defer unlock()
 		e.clientsMu.RLock()
@@ -445,18 +445,26 @@ func (o *owners) sealed(name string) {
 	delete(o.unsealed, name)
 }
 
-// errandSlots bounds what runs at the same time on behalf of other nodes.
-const errandSlots = 256
+const (
+	// errandSlots bounds what runs at the same time on behalf of other nodes.
+	errandSlots = 256
+	// unclaimSlots bounds the claims that are given back at the same time: nobody waits
+	// for them, and when many clients go at once others are waited for.
+	unclaimSlots = 16
+)
 
 // errand runs f on a goroutine of its own: it may wait for other nodes.
-func (e *Engine) errand(f func()) {
+func (e *Engine) errand(f func()) { e.within(e.errands, "errand", f) }
+
+// within runs f on a goroutine of its own when there is a slot.
+func (e *Engine) within(slots chan struct{}, what string, f func()) {
 	e.jobs.run(func() {
 		select {
-		case e.errands <- struct{}{}:
+		case slots <- struct{}{}:
 		case <-e.life.Done():
 			return
 		}
-		defer func() { <-e.errands }()
-		e.guard("errand", f)
+		defer func() { <-slots }()
+		e.guard(what, f)
 	})
 }
