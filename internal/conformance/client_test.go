@@ -15,7 +15,7 @@ import (
 
 const (
 	// patience is how long a packet that must come is waited for.
-	patience = 5 * time.Second
+	patience = 20 * time.Second
 	// quietTime is how long nothing must come where only silence shows that a
 	// rule is kept. It comes after a fence, a packet that must arrive first.
 	quietTime = 150 * time.Millisecond
