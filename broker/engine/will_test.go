@@ -172,8 +172,11 @@ func TestAConnectThatFailsIsUndone(t *testing.T) {
 				if then == "its client comes" {
 					want = 0
 				}
-				if len(store.batches) != want || len(e.owners.undone) > 0 {
-					t.Fatalf("%d commits, %d are left", len(store.batches), len(e.owners.undone))
+				e.owners.mu.Lock()
+				left := len(e.owners.undone)
+				e.owners.mu.Unlock()
+				if len(store.batches) != want || left > 0 {
+					t.Fatalf("%d commits, %d are left", len(store.batches), left)
 				}
 				if want == 0 {
 					return
