@@ -70,6 +70,13 @@ type Cluster interface {
 	Observe(id herald.ID)
 }
 
+// WillReader is a Cluster that reads one will, for who has it in his care and not its
+// session.
+type WillReader interface {
+	// Will returns the will of a session; [herald.ErrNotFound] if there is none.
+	Will(ctx context.Context, s herald.SessionID) (Will, error)
+}
+
 // MemberState tells what became of a life.
 type MemberState byte
 

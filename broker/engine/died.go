@@ -47,6 +47,18 @@ func (e *Engine) resumed(w *persistence.Will) (bool, error) {
 	if !e.nodes.on() {
 		return false, nil
 	}
+	if r, ok := e.nodes.store.(persistence.WillReader); ok && !e.owners.owns(ownerKey{persistence.Client, w.Client}) {
+		// Its client may have come back elsewhere, and its session have ended since.
+		is, err := r.Will(e.life, w.Session)
+		switch {
+		case errors.Is(err, herald.ErrNotFound):
+			return true, nil
+		case err != nil:
+			return false, err
+		case is.Node != w.Node || is.Life != w.Life:
+			return true, nil
+		}
+	}
 	row, err := e.store.Session(e.life, persistence.Client, w.Client)
 	switch {
 	case errors.Is(err, herald.ErrNotFound):

@@ -271,6 +271,18 @@ func (s *Shared) Wills(ctx context.Context, now int64, connected bool, limit int
 	return wills, err
 }
 
+// Will implements [persistence.WillReader].
+func (s *Shared) Will(ctx context.Context, id herald.SessionID) (w persistence.Will, err error) {
+	err = s.read(ctx, func() error {
+		var ok bool
+		if w, ok = s.db.oneLocked(place{table: tableWill}, column{key: int64(id)}).(persistence.Will); !ok {
+			return herald.ErrNotFound
+		}
+		return nil
+	})
+	return w, err
+}
+
 func (s *Shared) holdAfter(what string) error {
 	s.db.mu.Lock()
 	hold := s.hold

@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"context"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -26,6 +27,19 @@ func (n *node) dialsWithWill(name string, delay uint32) *conn {
 		HasWill: true, WillTopic: []byte("w"), WillPayload: []byte("gone"), WillQoS: 2, WillDelay: delay,
 	}
 	return newConn(n.now.engine.Load(), name, wire.AppendConnect(nil, con), 1<<20, n.now)
+}
+
+// threeNodes is twoNodes and one more.
+func threeNodes(t *testing.T) (f *Fleet, a, b, c *node) {
+	f, a, b = twoNodes(t)
+	f.nodes = f.nodes[:3]
+	c = f.nodes[2]
+	c.ahead = 0
+	c.start()
+	for !c.serves() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return f, a, b, c
 }
 
 // watches connects a client that is to see the wills.
@@ -125,15 +139,8 @@ func TestWillOfASessionThatEndsWithoutRedis(t *testing.T) {
 func TestWillOfANodeThatLeftWhileAnotherDies(t *testing.T) {
 	oneAtATime(t)
 	synctest.Test(t, func(t *testing.T) {
-		f, a, b := twoNodes(t)
+		f, a, b, c := threeNodes(t)
 		defer f.stop()
-		f.nodes = f.nodes[:3]
-		c := f.nodes[2]
-		c.ahead = 0
-		c.start()
-		for !c.serves() {
-			time.Sleep(10 * time.Millisecond)
-		}
 		s := a.watches(t)
 		w := c.dialsWithWill("w", 3)
 		w.connected(t)
@@ -165,6 +172,70 @@ func TestWillOfANodeThatLeftWhileAnotherDies(t *testing.T) {
 		defer f.db.mu.Unlock()
 		if rows := f.db.rowsLocked(place{table: tableWill}); len(rows) > 0 {
 			t.Errorf("it is stored again: %+v", rows)
+		}
+	})
+}
+
+// The will of a client whose node has died is not sent when it has come back in time at a
+// node that does not have the will in its care, although its session has ended there since.
+func TestWillOfOneWhoCameBackElsewhere(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b, c := threeNodes(t)
+		defer f.stop()
+		if b.now.Self().Node < a.now.Self().Node { // that would finish what c had begun
+			a, b = b, a
+		}
+		s := a.watches(t)
+		c.dialsWithWill("w", 30).connected(t)
+		c.kill()
+		w := b.dials("w", false)
+		if !w.connected(t) {
+			t.Error("the session is not there")
+		}
+		w = b.dials("w", true)
+		w.connected(t)
+		if n := s.seen(t, time.Minute); n != 0 {
+			t.Error("the will was published")
+		}
+	})
+}
+
+// A node whose CONNECT is stored when it has been found dead does not tell the client that
+// it is connected: whoever finished that life may not have seen its will.
+func TestNoConnackFromTheDead(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b := twoNodes(t)
+		defer f.stop()
+		c := a.dialsWithWill("c", 0)
+		for pending := false; !pending; {
+			time.Sleep(time.Microsecond)
+			f.db.mu.Lock()
+			for _, w := range a.now.store.writes {
+				pending = pending || w.place.table == tableWill
+			}
+			f.db.mu.Unlock()
+			if c.pending.Load() > 0 {
+				t.Fatal("it is connected already")
+			}
+		}
+		gate := make(chan struct{})
+		a.mu.Lock()
+		a.gate = gate
+		a.mu.Unlock()
+		self := a.now.Self()
+		for b.now.member.Settled(context.Background(), self.Node, self.Incarnation) != nil {
+			time.Sleep(100 * time.Millisecond)
+		}
+		a.mu.Lock()
+		a.gate = nil
+		a.mu.Unlock()
+		close(gate)
+		for _, p := range c.packets(t, 10*time.Second) {
+			if p.kind == wire.TypeConnack && p.reason == 0 {
+				t.Error("it is told that it is connected")
+			}
 		}
 	})
 }

@@ -80,6 +80,7 @@ var (
 	getManyRetained  = prepare(qb.Select("retained").Columns("topic", "row").Where(qb.In("topic")))
 	getIndex         = prepare(qb.Select("retained_index").Columns("topic", "state").Where(qb.Eq("shard"), qb.GtOrEq("topic")))
 	getWills         = prepare(qb.Select("will").Columns("session", "row").Where(qb.Eq("shard")))
+	getWill          = prepare(qb.Select("will").Columns("row").Where(qb.Eq("shard"), qb.Eq("session")))
 	getExpiry        = prepare(qb.Select("expiry").Columns("expires", "key").Where(qb.Eq("bucket"), qb.Eq("shard"), qb.LtOrEq("expires")))
 	getExpiryBuckets = prepare(qb.Select("expiry_bucket").Columns("bucket").Where(qb.Eq("part"), qb.LtOrEq("bucket")))
 	getIntents       = prepare(qb.Select("intent").Columns("id", "row").Where(qb.Eq("node"), qb.Eq("bucket")))

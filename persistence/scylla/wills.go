@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/herald-mqtt/herald"
 	"github.com/herald-mqtt/herald/persistence"
 	"github.com/herald-mqtt/herald/persistence/record"
 )
@@ -58,3 +59,24 @@ func (s *Store) Wills(ctx context.Context, now int64, connected bool, limit int)
 	})
 	return wills[:min(len(wills), limit)], nil
 }
+
+// Will implements [persistence.WillReader].
+func (s *Store) Will(ctx context.Context, session herald.SessionID) (persistence.Will, error) {
+	if err := s.enter(ctx); err != nil {
+		return persistence.Will{}, fmt.Errorf("read will: %w", err)
+	}
+	defer s.leave()
+	var row []byte
+	if err := s.one(ctx, getWill, []any{willShard(session), int64(session)}, &row); err != nil {
+		return persistence.Will{}, s.failed(ctx, "read will", err)
+	}
+	d := record.Decoder{B: row}
+	w := d.Will()
+	if d.Err != nil {
+		s.undecoded("will", d.Err, zap.Int64("session", int64(session)))
+		return persistence.Will{}, fmt.Errorf("read will: %w", herald.ErrNotFound)
+	}
+	return w, nil
+}
+
+var _ persistence.WillReader = (*Store)(nil)

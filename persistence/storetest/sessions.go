@@ -266,6 +266,17 @@ var willTests = []test{
 		})
 		b.Due = 150
 		h.commit(&persistence.Batch{Wills: []persistence.Will{b}, WillsGone: []herald.SessionID{a.Session, 12345}})
-		h.twice(func() { h.equal("due", read(1000, true, 10), []persistence.Will{c, b}) })
+		h.twice(func() {
+			h.equal("due", read(1000, true, 10), []persistence.Will{c, b})
+			r, ok := h.store.(persistence.WillReader)
+			if !ok {
+				return
+			}
+			got, err := r.Will(ctx, b.Session)
+			h.noError("one", err)
+			h.equal("one", got, b)
+			_, err = r.Will(ctx, a.Session)
+			h.equal("one that is gone", errors.Is(err, herald.ErrNotFound), true)
+		})
 	}},
 }
