@@ -181,6 +181,11 @@ func (e *Engine) Connect(conn Conn, name string) (ack Connack, err error) {
 			return Connack{}, err
 		}
 	}
+	// What was not in while the lease ran may not have been seen by who finishes this life:
+	// a will, say.
+	if e.fenced() {
+		return Connack{}, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
+	}
 	if durable {
 		c.h = e.handleFor(row.ID, true)
 	} else {
