@@ -85,6 +85,7 @@ func (e *Engine) bury(m persistence.Member) error {
 	}
 	delete(n.graves, key)
 	g.watch.end()
+	e.lookLate(m)
 	e.log.Info("what a dead node had begun is finished", zap.String("node", m.Name), zap.Int("sessions", len(g.batch.Sessions)),
 		zap.Int("wills", wills), zap.Int64("ms", e.now()-began))
 	return nil

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"context"
+	"errors"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -201,6 +202,37 @@ func TestWillOfOneWhoCameBackElsewhere(t *testing.T) {
 	})
 }
 
+// stillWhileStoring dials a client at a node, which stands still while it writes to a table
+// until another node has found it dead and finished it, and then goes on.
+func (f *Fleet) stillWhileStoring(t *testing.T, a, b *node, in table, dial func() *conn) *conn {
+	t.Helper()
+	c := dial()
+	for pending := false; !pending; {
+		time.Sleep(time.Microsecond)
+		f.db.mu.Lock()
+		for _, w := range a.now.store.writes {
+			pending = pending || w.place.table == in
+		}
+		f.db.mu.Unlock()
+		if c.pending.Load() > 0 {
+			t.Fatal("it is connected already")
+		}
+	}
+	gate := make(chan struct{})
+	a.mu.Lock()
+	a.gate = gate
+	a.mu.Unlock()
+	self := a.now.Self()
+	for b.now.member.Settled(context.Background(), self.Node, self.Incarnation) != nil {
+		time.Sleep(100 * time.Millisecond)
+	}
+	a.mu.Lock()
+	a.gate = nil
+	a.mu.Unlock()
+	close(gate)
+	return c
+}
+
 // A node whose CONNECT is stored when it has been found dead does not tell the client that
 // it is connected: whoever finished that life may not have seen its will.
 func TestNoConnackFromTheDead(t *testing.T) {
@@ -208,34 +240,36 @@ func TestNoConnackFromTheDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, a, b := twoNodes(t)
 		defer f.stop()
-		c := a.dialsWithWill("c", 0)
-		for pending := false; !pending; {
-			time.Sleep(time.Microsecond)
-			f.db.mu.Lock()
-			for _, w := range a.now.store.writes {
-				pending = pending || w.place.table == tableWill
-			}
-			f.db.mu.Unlock()
-			if c.pending.Load() > 0 {
-				t.Fatal("it is connected already")
-			}
-		}
-		gate := make(chan struct{})
-		a.mu.Lock()
-		a.gate = gate
-		a.mu.Unlock()
-		self := a.now.Self()
-		for b.now.member.Settled(context.Background(), self.Node, self.Incarnation) != nil {
-			time.Sleep(100 * time.Millisecond)
-		}
-		a.mu.Lock()
-		a.gate = nil
-		a.mu.Unlock()
-		close(gate)
+		c := f.stillWhileStoring(t, a, b, tableWill, func() *conn { return a.dialsWithWill("c", 0) })
 		for _, p := range c.packets(t, 10*time.Second) {
 			if p.kind == wire.TypeConnack && p.reason == 0 {
 				t.Error("it is told that it is connected")
 			}
+		}
+	})
+}
+
+// The row of a session that lands when its node was found dead and finished expires like
+// any other.
+func TestARowThatLandsAfterTheEnd(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b := twoNodes(t)
+		defer f.stop()
+		f.stillWhileStoring(t, a, b, tableSession, func() *conn {
+			con := &wire.Connect{Version: herald.V5, ClientID: []byte("c"), Properties: connectProperties(6, 100, 0)}
+			return newConn(a.now.engine.Load(), "c", wire.AppendConnect(nil, con), 1<<20, a.now)
+		})
+		row := func() (persistence.Session, error) {
+			return b.now.store.Session(context.Background(), persistence.Client, "c")
+		}
+		time.Sleep(5 * time.Second)
+		if _, err := row(); err != nil {
+			t.Fatalf("it has not landed: %v", err)
+		}
+		time.Sleep(time.Minute)
+		if s, err := row(); !errors.Is(err, herald.ErrNotFound) {
+			t.Errorf("it is there: %+v, %v", s, err)
 		}
 	})
 }
