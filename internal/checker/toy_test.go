@@ -29,6 +29,7 @@ type toy struct {
 	acks     int
 	heldBack func() // reorder: queues what was held back
 	heldKey  string
+	lost     string // lose: what it was; sent again, it is lost again
 	wg       sync.WaitGroup
 }
 
@@ -386,9 +387,14 @@ func (b *toy) deal(s *toySession, m toyMessage) {
 		s.queue = append(s.queue, m)
 		b.pump(s)
 	}
-	switch b.dealt {
-	case b.fault.lose:
+	whole := s.id + m.topic + string(m.payload)
+	if b.dealt == b.fault.lose {
+		b.lost = whole
+	}
+	if b.lost == whole {
 		return
+	}
+	switch b.dealt {
 	case b.fault.reorder:
 		b.heldBack, b.heldKey = queue, key
 		return
