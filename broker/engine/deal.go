@@ -348,14 +348,26 @@ func (e *Engine) readGroup(g *group, after herald.ID, limit int) {
 			limit = 0 // not the end: it is asked for again with the next message
 		}
 		full := len(entries) == limit || weight(entries) >= pageBytes
+		var win persistence.Window
+		if err == nil && e.nodes.on() {
+			// What a dead owner has marked may land late, and takes the place of what told
+			// which entries are settled.
+			if win, err = e.store.Window(e.ctx, g.row.ID); err != nil && e.ctx.Err() == nil {
+				e.log.Error("reading a shared group's mark", errField(err))
+			}
+			if err != nil {
+				entries, full, limit = nil, false, 0
+			}
+		}
 		page := func() {
 			e.workers[0].call(func(w *listen.Worker) {
-				entries := arrived.visible(entries)
+				entries := slices.DeleteFunc(arrived.visible(entries), func(en persistence.Entry) bool { return en.Message.ID <= win.Low })
 				if full {
 					limit = len(entries) // there may be more
 				}
 				g.mu.Lock()
 				defer g.mu.Unlock()
+				g.core.Marked(win.Low)
 				g.core.Page(entries, limit)
 				g.dealLocked(e, e.env(), w)
 			})

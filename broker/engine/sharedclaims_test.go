@@ -22,8 +22,10 @@ type bureau struct {
 
 	mu    sync.Mutex // guards below
 	claim persistence.Claim
-	lost  int // how many answers of Claim do not arrive
-	fails int // how many reads of the row fail
+	lost  int       // how many answers of Claim do not arrive
+	fails int       // how many reads of the row fail
+	late  herald.ID // the mark that lands when the inbox has been read first
+	low   herald.ID
 }
 
 func (b *bureau) Claimed(context.Context, persistence.Kind, string) (persistence.Claim, error) {
@@ -57,15 +59,25 @@ func (b *bureau) Session(_ context.Context, _ persistence.Kind, key string) (per
 }
 
 func (b *bureau) Window(context.Context, herald.SessionID) (w persistence.Window, err error) {
-	return w, nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return persistence.Window{Low: b.low}, nil
 }
 
 func (b *bureau) Subscriptions(context.Context, herald.SessionID) ([]persistence.Subscription, error) {
 	return nil, nil
 }
 
-func (b *bureau) Inbox(context.Context, herald.SessionID, herald.ID, herald.ID, int, int, []persistence.Entry) ([]persistence.Entry, error) {
-	return nil, nil
+// Inbox has nothing but what the mark that lands late is to tell of.
+func (b *bureau) Inbox(_ context.Context, _ herald.SessionID, after, _ herald.ID, _, _ int, dst []persistence.Entry) ([]persistence.Entry, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.low = b.late; after < b.late {
+		for _, id := range []herald.ID{b.late, b.late + 1} {
+			dst = append(dst, persistence.Entry{Message: &herald.Message{ID: id, Topic: "a", QoS: 2}, QoS: 2})
+		}
+	}
+	return dst, nil
 }
 
 // inBureau runs a test with an engine on such a store.
@@ -135,6 +147,29 @@ func TestWhatIsDeliveredToAGroupThatHasANewOwner(t *testing.T) {
 		e.deliver(&shipment{runs: []routed{r}}, listen.NewWorker())
 		if g.core.Pending() != 1 {
 			t.Errorf("%d wait in the group, want 1", g.core.Pending())
+		}
+	})
+}
+
+// A mark of the last owner that lands when the group has been loaded counts: what it tells
+// to be done with is not dealt again, and is not unsaid.
+func TestAMarkThatLandsLate(t *testing.T) {
+	inBureau(t, &bureau{late: 5}, func(t *testing.T, e *Engine) {
+		if err := e.electKey("g/a", true); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		g := e.groups.byKey("g/a")
+		g.enter(member{h: &handle{id: memberOfCabinet}, g: &session.Grant{QoS: 2}, at: e.meet(bridge.Peer{Node: 2, Incarnation: 1})})
+		e.groups.wakeSoon(e, g)
+		synctest.Wait()
+		if _, out := g.out[6]; !out || len(g.out) != 1 {
+			t.Errorf("dealt %v, want 6", g.out)
+		}
+		g.settledLocked([]herald.ID{6})
+		var b persistence.Batch
+		if g.core.MarkInto(session.Env{}, &b); len(b.Marks) != 1 || b.Marks[0].Low != 5 {
+			t.Errorf("marks %+v, want 5 as the lowest", b.Marks)
 		}
 	})
 }

@@ -67,6 +67,10 @@ func (g *Group) Load(w persistence.Window, held []persistence.Sent) {
 	}
 }
 
+// Marked tells that the store knows all up to low as done with: an earlier owner of the
+// group has said so, and it was not known when the group was loaded.
+func (g *Group) Marked(low herald.ID) { g.low = max(g.low, low) }
+
 // MakeDurable gives a group that had none an inbox; what it holds stays in
 // memory, and so does what is delivered as not stored. Nothing that is in the
 // inbox already is read.
