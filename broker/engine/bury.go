@@ -25,7 +25,8 @@ type graves map[bridge.Peer]*grave
 type grave struct {
 	member persistence.Member
 	batch  *persistence.Batch
-	watch  *willWatch // since the wills were read
+	watch  *willWatch                   // since the wills were read
+	as     map[herald.SessionID]willKey // the wills of the batch, as they were read
 	// sending: the publication of the first of the batch's wills was begun here, and may
 	// have failed.
 	sending bool
@@ -54,12 +55,13 @@ func (e *Engine) bury(m persistence.Member) error {
 	}
 	if g.batch == nil {
 		watch := e.wills.watch()
-		b, err := e.remains(m, began, watch)
+		as := make(map[herald.SessionID]willKey)
+		b, err := e.remains(m, began, watch, as)
 		if err != nil {
 			watch.end()
 			return err
 		}
-		g.batch, g.watch = b, watch
+		g.batch, g.watch, g.as = b, watch, as
 	}
 	if !g.batch.Empty() {
 		if err := e.commit(g.batch); err != nil {
@@ -70,10 +72,10 @@ func (e *Engine) bury(m persistence.Member) error {
 	for ; len(g.batch.Wills) > 0; g.batch.Wills = g.batch.Wills[1:] {
 		w := &g.batch.Wills[0]
 		if w.Delay > 0 {
-			g.watch.adopt(w)
+			g.watch.adopt(w, g.as[w.Session])
 			continue
 		}
-		if !g.sending && g.watch.had(w.Session) {
+		if !g.sending && g.watch.had(g.as[w.Session]) {
 			continue
 		}
 		g.sending = true
@@ -93,7 +95,7 @@ func (e *Engine) bury(m persistence.Member) error {
 
 // remains is what is to be stored of the sessions and wills of a life, and of those
 // before it of its number.
-func (e *Engine) remains(m persistence.Member, at int64, watch *willWatch) (*persistence.Batch, error) {
+func (e *Engine) remains(m persistence.Member, at int64, watch *willWatch, as map[herald.SessionID]willKey) (*persistence.Batch, error) {
 	wills, err := e.adopted(m)
 	if err != nil {
 		return nil, err
@@ -112,9 +114,10 @@ func (e *Engine) remains(m persistence.Member, at int64, watch *willWatch) (*per
 		return nil, err
 	}
 	for _, w := range wills {
-		if watch.had(w.Session) { // it came into this node's care before
+		if watch.had(keyOf(&w)) { // it came into this node's care before
 			continue
 		}
+		as[w.Session] = keyOf(&w)
 		w.Due = of.due(&w, at)
 		w.Node, w.Life = e.nodes.self.Node, e.nodes.self.Incarnation
 		b.Wills = append(b.Wills, w)
@@ -250,7 +253,7 @@ func (e *Engine) adoptOrphans(now int64) {
 			return
 		}
 		if own {
-			watch.adopt(w)
+			watch.adopt(w, keyOf(w))
 		}
 	}
 }

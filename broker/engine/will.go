@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/herald-mqtt/herald"
+	"github.com/herald-mqtt/herald/bridge"
 	"github.com/herald-mqtt/herald/broker/wire"
 	"github.com/herald-mqtt/herald/persistence"
 )
@@ -42,8 +43,8 @@ type delayedWills struct {
 	m    map[herald.SessionID]*persistence.Will
 	next int64 // when the earliest is due
 
-	mu      sync.Mutex               // guards below; taken after held
-	sending map[herald.SessionID]int // those that are being published
+	mu      sync.Mutex      // guards below; taken after held
+	sending map[willKey]int // those that are being published
 	watches map[*willWatch]struct{}
 	// stray: some may be in this node's care of which it does not know: those that name it
 	// in their row, and those of suspects, clients that may or may not have been given away.
@@ -54,7 +55,7 @@ type delayedWills struct {
 func (d *delayedWills) init() {
 	d.held = newGate()
 	d.m = make(map[herald.SessionID]*persistence.Will)
-	d.sending = make(map[herald.SessionID]int)
+	d.sending = make(map[willKey]int)
 	d.suspects = make(map[string]struct{})
 	d.watches = make(map[*willWatch]struct{})
 }
@@ -81,14 +82,14 @@ func (d *delayedWills) take(id herald.SessionID) *persistence.Will {
 	w := d.m[id]
 	delete(d.m, id)
 	if w != nil {
-		d.passing(id, 0)
+		d.passing(keyOf(w), 0)
 	}
 	return w
 }
 
 // passing notes that a will is not where it was: by 1, it is being published; by -1, that
 // is over.
-func (d *delayedWills) passing(id herald.SessionID, by int) {
+func (d *delayedWills) passing(id willKey, by int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for w := range d.watches {
@@ -99,18 +100,29 @@ func (d *delayedWills) passing(id herald.SessionID, by int) {
 	}
 }
 
+// willKey tells the wills of a session apart: by the life that its row names. One that a
+// node had in its care may have been replaced by that of a connection to another.
+type willKey struct {
+	session herald.SessionID
+	of      bridge.Peer
+}
+
+func keyOf(w *persistence.Will) willKey {
+	return willKey{w.Session, bridge.Peer{Node: w.Node, Incarnation: w.Life}}
+}
+
 // willWatch knows of what happens to wills while the store is read: what that tells may
 // be of before.
 type willWatch struct {
 	of    *delayedWills
-	taken map[herald.SessionID]struct{} // were being published, or taken out of m; guarded by of.mu
+	taken map[willKey]struct{} // were being published, or taken out of m; guarded by of.mu
 }
 
 // watch begins a watch; the caller ends it.
 func (d *delayedWills) watch() *willWatch {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w := &willWatch{d, make(map[herald.SessionID]struct{})}
+	w := &willWatch{d, make(map[willKey]struct{})}
 	for id := range d.sending {
 		w.taken[id] = struct{}{}
 	}
@@ -126,19 +138,20 @@ func (w *willWatch) end() {
 
 // had tells whether a will that was read has been in this node's care since watch: it was
 // among the delayed ones, or it was published.
-func (w *willWatch) had(id herald.SessionID) bool {
+func (w *willWatch) had(k willKey) bool {
 	d := w.of
 	d.held.lock()
 	defer d.held.unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	_, taken := w.taken[id]
-	return taken || d.m[id] != nil
+	_, taken := w.taken[k]
+	has := d.m[k.session]
+	return taken || has != nil && keyOf(has) == k
 }
 
-// adopt adds a will that was read, unless this node has had it.
-func (w *willWatch) adopt(will *persistence.Will) {
-	if !w.had(will.Session) {
+// adopt adds a will that was read as k, unless this node has had it.
+func (w *willWatch) adopt(will *persistence.Will, k willKey) {
+	if !w.had(k) {
 		w.of.add(will)
 	}
 }
@@ -188,7 +201,7 @@ func (d *delayedWills) publishDue(e *Engine, now int64) {
 			continue
 		}
 		delete(d.m, w.Session)
-		d.passing(w.Session, 0)
+		d.passing(keyOf(w), 0)
 		if !resumed {
 			e.publishWill(w)
 		}
@@ -224,10 +237,10 @@ func (e *Engine) publishWillIn(will *persistence.Will, sh *shipment) {
 		m.Expires += e.now() - 1
 	}
 	e.stats.Wills.Add(1)
-	e.wills.passing(will.Session, 1)
+	e.wills.passing(keyOf(will), 1)
 	then := sh.then
 	sh.then = func() {
-		e.wills.passing(will.Session, -1)
+		e.wills.passing(keyOf(will), -1)
 		if then != nil {
 			then()
 		}

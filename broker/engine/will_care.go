@@ -81,7 +81,8 @@ func (e *Engine) adoptOne(w *persistence.Will, watch *willWatch) (settled bool, 
 		return false, nil
 	}
 	defer unlock()
-	if watch.had(w.Session) || e.connectedAs(w.Client) {
+	read := keyOf(w)
+	if watch.had(read) || e.connectedAs(w.Client) {
 		return true, nil
 	}
 	row, err := e.store.Session(e.life, persistence.Client, w.Client)
@@ -92,7 +93,7 @@ func (e *Engine) adoptOne(w *persistence.Will, watch *willWatch) (settled bool, 
 			return true, nil
 		}
 		w.Due = min(w.Due, e.now())
-		watch.adopt(w)
+		watch.adopt(w, read)
 		return true, nil
 	case err != nil:
 		return false, err
@@ -122,7 +123,7 @@ func (e *Engine) adoptOne(w *persistence.Will, watch *willWatch) (settled bool, 
 		}
 		w.Node, w.Life = e.nodes.self.Node, e.nodes.self.Incarnation
 	}
-	watch.adopt(w)
+	watch.adopt(w, read)
 	return true, nil
 }
 

@@ -33,23 +33,29 @@ func TestWillsWaitAtRest(t *testing.T) {
 func TestAWillThatWasSentIsNotAdopted(t *testing.T) {
 	var d delayedWills
 	d.init()
-	d.passing(1, 1) // they are being published when the store is read
-	d.passing(2, 1)
+	d.passing(willKey{session: 1}, 1) // they are being published when the store is read
+	d.passing(willKey{session: 2}, 1)
 	d.add(&persistence.Will{Session: 3})
 	d.add(&persistence.Will{Session: 4, Due: 7})
 	watch := d.watch()
-	d.passing(1, -1)
+	d.passing(willKey{session: 1}, -1)
 	if d.take(3) == nil {
 		t.Error("it is not there")
 	}
 	for id := range herald.SessionID(5) {
-		watch.adopt(&persistence.Will{Session: id + 1})
+		w := &persistence.Will{Session: id + 1}
+		watch.adopt(w, keyOf(w))
 	}
+	next := &persistence.Will{Session: 4, Due: 9, Node: 3, Life: 1} // of a later connection elsewhere
+	if watch.adopt(next, keyOf(next)); d.m[4].Due != 9 {
+		t.Error("the will of a later connection is not taken into care")
+	}
+	d.add(&persistence.Will{Session: 4, Due: 7})
 	watch.end()
 	if len(d.m) != 2 || d.m[4].Due != 7 || d.m[5] == nil {
 		t.Errorf("it has %v", d.m)
 	}
-	d.passing(2, -1)
+	d.passing(willKey{session: 2}, -1)
 	if len(d.sending)+len(d.watches) > 0 {
 		t.Errorf("%v are said to be published", d.sending)
 	}

@@ -273,3 +273,24 @@ func TestARowThatLandsAfterTheEnd(t *testing.T) {
 		}
 	})
 }
+
+// Of a client whose nodes die one after the other the will of the last connection is sent,
+// although who finished both has that of the one before in its care.
+func TestWillOfOneWhoseNodesDie(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, b, c := threeNodes(t)
+		defer f.stop()
+		if b.now.Self().Node < a.now.Self().Node { // that would finish what c had begun
+			a, b = b, a
+		}
+		s := a.watches(t)
+		c.dialsWithWill("w", 30).connected(t)
+		c.kill()
+		b.dialsWithWill("w", 30).connected(t)
+		b.kill()
+		if n := s.seen(t, 2*time.Minute); n != 1 {
+			t.Errorf("the will was published %d times", n)
+		}
+	})
+}
