@@ -221,7 +221,14 @@ func (e *Engine) endAtRest(row persistence.Session) error {
 	// A will whose delay has not passed is sent when the session ends
 	// [MQTT-3.1.3-9].
 	if will := e.wills.take(row.ID); will != nil {
-		e.publishWill(will)
+		replaced, err := e.replaced(will)
+		if err != nil {
+			e.wills.add(will)
+			return err
+		}
+		if !replaced {
+			e.publishWill(will)
+		}
 	}
 	if err := e.commit(&persistence.Batch{Delete: []persistence.Session{row}}); err != nil {
 		return err

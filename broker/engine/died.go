@@ -47,16 +47,9 @@ func (e *Engine) resumed(w *persistence.Will) (bool, error) {
 	if !e.nodes.on() {
 		return false, nil
 	}
-	if r, ok := e.nodes.store.(persistence.WillReader); ok && !e.owners.owns(ownerKey{persistence.Client, w.Client}) {
-		// Its client may have come back elsewhere, and its session have ended since.
-		is, err := r.Will(e.life, w.Session)
-		switch {
-		case errors.Is(err, herald.ErrNotFound):
-			return true, nil
-		case err != nil:
-			return false, err
-		case is.Node != w.Node || is.Life != w.Life:
-			return true, nil
+	if !e.owners.owns(ownerKey{persistence.Client, w.Client}) {
+		if replaced, err := e.replaced(w); replaced || err != nil {
+			return replaced, err
 		}
 	}
 	row, err := e.store.Session(e.life, persistence.Client, w.Client)
@@ -71,6 +64,20 @@ func (e *Engine) resumed(w *persistence.Will) (bool, error) {
 		return true, nil
 	}
 	return row.Disconnected+int64(min(w.Delay, row.ExpiryInterval))*1000 > w.Due, nil
+}
+
+// replaced tells whether a will is no longer what stands in its row: its client has come
+// back at another node, which could not tell this one.
+func (e *Engine) replaced(w *persistence.Will) (bool, error) {
+	r, ok := e.nodes.store.(persistence.WillReader)
+	if !ok {
+		return false, nil
+	}
+	is, err := r.Will(e.life, w.Session)
+	if errors.Is(err, herald.ErrNotFound) {
+		return true, nil
+	}
+	return err == nil && keyOf(&is) != keyOf(w), err
 }
 
 // Finished tells that nothing is left to be finished of a dead node: the sessions

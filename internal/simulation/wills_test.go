@@ -180,26 +180,33 @@ func TestWillOfANodeThatLeftWhileAnotherDies(t *testing.T) {
 // The will of a client whose node has died is not sent when it has come back in time at a
 // node that does not have the will in its care, although its session has ended there since.
 func TestWillOfOneWhoCameBackElsewhere(t *testing.T) {
-	oneAtATime(t)
-	synctest.Test(t, func(t *testing.T) {
-		f, a, b, c := threeNodes(t)
-		defer f.stop()
-		if b.now.Self().Node < a.now.Self().Node { // that would finish what c had begun
-			a, b = b, a
-		}
-		s := a.watches(t)
-		c.dialsWithWill("w", 30).connected(t)
-		c.kill()
-		w := b.dials("w", false)
-		if !w.connected(t) {
-			t.Error("the session is not there")
-		}
-		w = b.dials("w", true)
-		w.connected(t)
-		if n := s.seen(t, time.Minute); n != 0 {
-			t.Error("the will was published")
-		}
-	})
+	for _, ends := range []string{"where it came back", "where the will is"} {
+		t.Run("it ends "+ends, func(t *testing.T) {
+			oneAtATime(t)
+			synctest.Test(t, func(t *testing.T) {
+				f, a, b, c := threeNodes(t)
+				defer f.stop()
+				if b.now.Self().Node < a.now.Self().Node { // that would finish what c had begun
+					a, b = b, a
+				}
+				s := a.watches(t)
+				c.dialsWithWill("w", 30).connected(t)
+				c.kill()
+				w := b.dials("w", false)
+				if !w.connected(t) {
+					t.Error("the session is not there")
+				}
+				at := b
+				if ends == "where the will is" {
+					at = a
+				}
+				at.dials("w", true).connected(t)
+				if n := s.seen(t, time.Minute); n != 0 {
+					t.Error("the will was published")
+				}
+			})
+		})
+	}
 }
 
 // stillWhileStoring dials a client at a node, which stands still while it writes to a table
