@@ -68,6 +68,7 @@ func TestKillsAndPowerLoss(t *testing.T) {
 			what := fmt.Sprintf("run %d, process %d", run, life)
 			killAt, cutAt := 1+rng.Int64N(60), 1+rng.Int64N(60)
 			var now atomic.Int64
+			before := acked // who was killed may still be about to write
 			type cut struct {
 				fs    *vfs.MemFS
 				acked int
@@ -77,7 +78,7 @@ func TestKillsAndPowerLoss(t *testing.T) {
 			fs, k := process(mem, func(n int64, k *killable) {
 				if n == cutAt {
 					cuts <- cut{mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent,
-						RNG: rand.New(rand.NewPCG(seed, 1))}), acked + int(now.Load())}
+						RNG: rand.New(rand.NewPCG(seed, 1))}), before + int(now.Load())}
 				}
 				if n == killAt {
 					k.kill()
