@@ -14,7 +14,7 @@ import (
 // twoNodes is two nodes of a fleet, both of which serve, without any of its clients.
 func twoNodes(t *testing.T) (f *Fleet, a, b *node) {
 	f = newFleet(1, FleetOptions{})
-	f.nodes, f.w.clients = f.nodes[:2], nil
+	f.nodes, f.w.clients, f.db.lose = f.nodes[:2], nil, 0
 	for _, n := range f.nodes {
 		n.ahead = 0
 		n.start()
