@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,10 +16,12 @@ import (
 
 // killable is a file system as one process sees it: when that is killed, its files
 // stay as they are, written or synced, and whoever wanted to write waits for ever.
+// Nothing of it is carried out later, beside what the next process does.
 type killable struct {
 	vfs.FS
 	gone chan struct{}
 	once sync.Once
+	busy sync.RWMutex // held while something is carried out
 }
 
 // Lock holds nothing: who has been killed gives everything back.
@@ -28,7 +31,13 @@ type nothing struct{}
 
 func (nothing) Close() error { return nil }
 
-func (k *killable) kill() { k.once.Do(func() { close(k.gone) }) }
+func (k *killable) kill() {
+	k.once.Do(func() {
+		k.busy.Lock()
+		defer k.busy.Unlock()
+		close(k.gone)
+	})
+}
 
 func (k *killable) running() bool {
 	select {
@@ -37,6 +46,85 @@ func (k *killable) running() bool {
 	default:
 		return true
 	}
+}
+
+// do carries f out, or waits for ever.
+func (k *killable) do(f func() error) error {
+	k.busy.RLock()
+	if !k.running() {
+		k.busy.RUnlock()
+		select {}
+	}
+	defer k.busy.RUnlock()
+	return f()
+}
+
+func (k *killable) open(f func() (vfs.File, error)) (file vfs.File, err error) {
+	err = k.do(func() (err error) { file, err = f(); return err })
+	if err != nil {
+		return nil, err
+	}
+	return killableFile{file, k}, nil
+}
+
+func (k *killable) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return k.open(func() (vfs.File, error) { return k.FS.Create(name, c) })
+}
+
+func (k *killable) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	return k.open(func() (vfs.File, error) { return k.FS.OpenReadWrite(name, c, opts...) })
+}
+
+func (k *killable) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return k.open(func() (vfs.File, error) { return k.FS.ReuseForWrite(from, to, c) })
+}
+
+func (k *killable) OpenDir(name string) (vfs.File, error) {
+	return k.open(func() (vfs.File, error) { return k.FS.OpenDir(name) })
+}
+
+func (k *killable) Link(from, to string) error {
+	return k.do(func() error { return k.FS.Link(from, to) })
+}
+
+func (k *killable) Rename(from, to string) error {
+	return k.do(func() error { return k.FS.Rename(from, to) })
+}
+
+func (k *killable) Remove(name string) error {
+	return k.do(func() error { return k.FS.Remove(name) })
+}
+
+func (k *killable) RemoveAll(name string) error {
+	return k.do(func() error { return k.FS.RemoveAll(name) })
+}
+
+func (k *killable) MkdirAll(dir string, perm os.FileMode) error {
+	return k.do(func() error { return k.FS.MkdirAll(dir, perm) })
+}
+
+// killableFile is a file that is written.
+type killableFile struct {
+	vfs.File
+	k *killable
+}
+
+func (f killableFile) Write(p []byte) (n int, err error) {
+	err = f.k.do(func() (err error) { n, err = f.File.Write(p); return err })
+	return n, err
+}
+
+func (f killableFile) WriteAt(p []byte, off int64) (n int, err error) {
+	err = f.k.do(func() (err error) { n, err = f.File.WriteAt(p, off); return err })
+	return n, err
+}
+
+func (f killableFile) Sync() error     { return f.k.do(f.File.Sync) }
+func (f killableFile) SyncData() error { return f.k.do(f.File.SyncData) }
+
+func (f killableFile) SyncTo(length int64) (full bool, err error) {
+	err = f.k.do(func() (err error) { full, err = f.File.SyncTo(length); return err })
+	return full, err
 }
 
 // process is the file system of a new process on mem: at is called before each write,
@@ -77,8 +165,9 @@ func TestKillsAndPowerLoss(t *testing.T) {
 			percent, seed := rng.IntN(101), rng.Uint64()
 			fs, k := process(mem, func(n int64, k *killable) {
 				if n == cutAt {
+					acked := before + int(now.Load()) // what is acknowledged later may not be there
 					cuts <- cut{mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent,
-						RNG: rand.New(rand.NewPCG(seed, 1))}), before + int(now.Load())}
+						RNG: rand.New(rand.NewPCG(seed, 1))}), acked}
 				}
 				if n == killAt {
 					k.kill()
