@@ -88,7 +88,11 @@ func (e *Engine) Connect(conn Conn, name string) (ack Connack, err error) {
 		return Connack{}, ErrBusy
 	}
 
-	s, err := e.secure(name, con.Clean, conn.Gone)
+	why := toServe
+	if con.Clean {
+		why = toEnd
+	}
+	s, err := e.secure(name, why, conn.Gone)
 	if err != nil {
 		return Connack{}, err
 	}
@@ -156,7 +160,7 @@ func (e *Engine) Connect(conn Conn, name string) (ack Connack, err error) {
 		b.Sessions = []persistence.Session{row}
 	}
 	if con.HasWill {
-		c.will = e.newWill(c, con, now)
+		c.will = e.newWill(c, con)
 		b.Wills = []persistence.Will{*c.will}
 	} else if exists {
 		b.WillsGone = []herald.SessionID{row.ID}

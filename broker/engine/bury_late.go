@@ -54,7 +54,7 @@ func (e *Engine) putAwayLate(s persistence.Session) error {
 	if p := ownerOf(owner); p != e.nodes.self && e.nodes.Live(p) {
 		return nil
 	}
-	if _, err := e.claim(e.life, k, false, nil); err != nil {
+	if _, err := e.claim(e.life, k, toServe, nil); err != nil {
 		return err
 	}
 	now, err := e.store.Session(e.life, k.kind, k.name)

@@ -53,7 +53,7 @@ type secured struct {
 type rowRead func() (persistence.Session, error)
 
 // secure claims the session of a client that has connected, before it is loaded.
-func (e *Engine) secure(name string, ends bool, gone func() bool) (s secured, err error) {
+func (e *Engine) secure(name string, why purpose, gone func() bool) (s secured, err error) {
 	s.row = func() (persistence.Session, error) { return e.store.Session(e.ctx, persistence.Client, name) }
 	if !e.nodes.on() {
 		return s, nil
@@ -64,7 +64,7 @@ func (e *Engine) secure(name string, ends bool, gone func() bool) (s secured, er
 		return s, fmt.Errorf("%w: this node's lease has run out", herald.ErrUnavailable)
 	}
 	began := time.Now()
-	row, err := e.claim(e.life, k, ends, gone)
+	row, err := e.claim(e.life, k, why, gone)
 	if err != nil {
 		if !errors.Is(err, errGone) {
 			e.log.Warn("claiming a session", zap.Duration("after", time.Since(began)), errField(err))
@@ -78,25 +78,15 @@ func (e *Engine) secure(name string, ends bool, gone func() bool) (s secured, er
 	return s, nil
 }
 
-// claim makes this node the owner of a session, which it wants to go on with, or to end:
-// see claimFor.
-func (e *Engine) claim(ctx context.Context, k ownerKey, ends bool, gone func() bool) (row rowRead, err error) {
-	why := toServe
-	if ends {
-		why = toEnd
-	}
-	return e.claimFor(ctx, k, why, gone)
-}
-
 // errStays: a session that was to be ended, because its time has run out, has not ended
 // for its owner.
 var errStays = fmt.Errorf("%w: the session has not expired", herald.ErrUnavailable)
 
-// claimFor makes this node the owner of a session. If the last owner's life has ended without its giving it up, the session is noted
-// as one that is still to be sealed. row is nil if the session's row was not read
+// claim makes this node the owner of a session. If the last owner's life has ended without
+// its giving it up, the session is noted as one that is still to be sealed. row is nil if the session's row was not read
 // meanwhile. Nothing is taken from another node once gone says that nobody waits for it
 // any more; nil never does. The caller has the name's lock.
-func (e *Engine) claimFor(ctx context.Context, k ownerKey, why purpose, gone func() bool) (row rowRead, err error) {
+func (e *Engine) claim(ctx context.Context, k ownerKey, why purpose, gone func() bool) (row rowRead, err error) {
 	n := &e.nodes
 	if !n.on() || e.owners.owns(k) {
 		return nil, nil

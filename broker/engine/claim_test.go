@@ -160,7 +160,7 @@ func claiming(t *testing.T) (*Engine, *neighbours) {
 func wanting(e *Engine, gone func() bool) chan error {
 	done := make(chan error, 1)
 	go func() {
-		_, err := e.claim(e.life, ownerKey{persistence.Client, "c"}, true, gone)
+		_, err := e.claim(e.life, ownerKey{persistence.Client, "c"}, toEnd, gone)
 		done <- err
 	}()
 	synctest.Wait()
@@ -197,7 +197,7 @@ func TestARowIsReadAhead(t *testing.T) {
 		n.store.row = persistence.Session{ID: 5, Name: "c"}
 		done := make(chan secured, 1)
 		go func() {
-			s, err := e.secure("c", false, func() bool { return false })
+			s, err := e.secure("c", toServe, func() bool { return false })
 			if err != nil {
 				t.Error(err)
 			}

@@ -106,7 +106,7 @@ func (e *Engine) settle(id herald.SessionID, name string) error {
 		}
 	}
 	defer e.claims.lock(name)()
-	if _, err := e.claim(e.life, ownerKey{persistence.Client, name}, false, nil); err != nil {
+	if _, err := e.claim(e.life, ownerKey{persistence.Client, name}, toServe, nil); err != nil {
 		return err
 	}
 	if !e.owners.isUnsealed(name) {

@@ -236,7 +236,7 @@ func (e *Engine) expireClient(row persistence.Session, now int64) error {
 	}
 	k := ownerKey{persistence.Client, row.Name}
 	moved := e.nodes.on() && !e.owners.owns(k)
-	if _, err := e.claimFor(e.ctx, k, toExpire, stays); errors.Is(err, errGone) {
+	if _, err := e.claim(e.ctx, k, toExpire, stays); errors.Is(err, errGone) {
 		return errStays
 	} else if err != nil {
 		return err

@@ -205,8 +205,9 @@ func (e *Engine) inherited(g *group, had map[herald.ID]outside, settled, back []
 }
 
 // leftBy tells which entries of a group a session that was identified is done with, of
-// those that it had, and which it has not begun and never will. The group's queue is read last: what has left the session's window by
-// then, because it was acknowledged, does not stand in it any more.
+// those that it had, and which it has not begun and never will. The group's queue is read
+// last: what has left the session's window by then, because it was acknowledged, does not
+// stand in it any more.
 func (e *Engine) leftBy(group, who herald.SessionID, ids []herald.ID) (settled, back []herald.ID, err error) {
 	has, err := e.windowOf(who)
 	if err != nil {

@@ -450,7 +450,7 @@ const (
 	errandSlots = 256
 	// unclaimSlots bounds the claims that are given back at the same time: nobody waits
 	// for them, and when many clients go at once others are waited for.
-	unclaimSlots = 16
+	unclaimSlots = 8
 )
 
 // errand runs f on a goroutine of its own: it may wait for other nodes.

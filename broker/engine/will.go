@@ -16,7 +16,7 @@ import (
 // time.
 
 // newWill is the will of a CONNECT.
-func (e *Engine) newWill(c *client, con *wire.Connect, now int64) *persistence.Will {
+func (e *Engine) newWill(c *client, con *wire.Connect) *persistence.Will {
 	m := herald.Message{
 		Publisher: c.h0(), Topic: string(con.WillTopic), QoS: min(con.WillQoS, e.cfg.MaxQoS), Retain: con.WillRetain,
 		Payload: append([]byte(nil), con.WillPayload...),

@@ -58,7 +58,7 @@ func (e *Engine) adoptStray(now int64) {
 	for i := range wills {
 		w := &wills[i]
 		_, suspect := suspects[w.Client]
-		if (bridge.Peer{Node: w.Node, Incarnation: w.Life}) != e.nodes.self && !suspect {
+		if keyOf(w).of != e.nodes.self && !suspect {
 			continue
 		}
 		if settled, err := e.adoptOne(w, watch); err != nil || !settled {
@@ -89,7 +89,7 @@ func (e *Engine) adoptOne(w *persistence.Will, watch *willWatch) (settled bool, 
 	ended := errors.Is(err, herald.ErrNotFound) || err == nil && row.ID != w.Session
 	switch {
 	case ended: // it is due [MQTT-3.1.3-9], and nobody else minds
-		if (bridge.Peer{Node: w.Node, Incarnation: w.Life}) != e.nodes.self {
+		if read.of != e.nodes.self {
 			return true, nil
 		}
 		w.Due = min(w.Due, e.now())
@@ -110,14 +110,14 @@ func (e *Engine) adoptOne(w *persistence.Will, watch *willWatch) (settled bool, 
 	case !e.nodes.settled(owner):
 		return false, nil
 	default:
-		if _, err := e.claim(e.life, k, false, nil); err != nil {
+		if _, err := e.claim(e.life, k, toServe, nil); err != nil {
 			return false, err
 		}
 	}
 	if resumed, err := e.resumed(w); err != nil || resumed {
 		return err == nil, err
 	}
-	if (bridge.Peer{Node: w.Node, Incarnation: w.Life}) != e.nodes.self {
+	if read.of != e.nodes.self {
 		if err := e.entrust(w, row, e.nodes.self); err != nil {
 			return false, err
 		}

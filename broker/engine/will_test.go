@@ -111,7 +111,7 @@ func TestASessionThatStays(t *testing.T) {
 		e, n := claiming(t)
 		done := make(chan error, 1)
 		go func() {
-			_, err := e.claimFor(e.life, ownerKey{persistence.Client, "c"}, toExpire, nil)
+			_, err := e.claim(e.life, ownerKey{persistence.Client, "c"}, toExpire, nil)
 			done <- err
 		}()
 		f := <-n.frames
