@@ -126,7 +126,7 @@ func (s *Store) Unclaim(ctx context.Context, kind persistence.Kind, name string,
 		return fmt.Errorf("remove claim: %w", err)
 	}
 	defer s.leave()
-	done, err := s.turn(ctx, s.turns.gifts)
+	done, err := s.turn(ctx, s.turns.claims)
 	if err != nil {
 		return s.failed(ctx, "remove claim", err)
 	}

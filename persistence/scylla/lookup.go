@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/gocql/gocql"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/herald-mqtt/herald"
 )
@@ -30,7 +29,9 @@ const (
 // being sought when they asked: it may be from before something that they know of,
 // such as a publish that another node has acknowledged.
 type lookups struct {
-	s *Store
+	// Fixed at construction.
+	s    *Store
+	read func(asked []*lookup) // answers them
 
 	mu      sync.Mutex // guards below
 	waiting []*lookup
@@ -48,6 +49,7 @@ type lookup struct {
 
 func (l *lookups) init(s *Store) {
 	l.s, l.of = s, make(map[string]*lookup)
+	l.read = l.fromDatabase
 }
 
 // ask asks for what is retained under a topic.
@@ -99,11 +101,29 @@ func (l *lookups) run() {
 			delete(l.of, a.topic)
 		}
 		l.mu.Unlock()
-		if n == 1 || l.together(asked) != nil {
-			l.alone(asked)
-		}
+		l.read(asked)
 		for _, a := range asked {
 			close(a.done)
+		}
+	}
+}
+
+// fromDatabase answers with one statement, or, if it fails while the database answers
+// others, with one for each: what cannot be read, because its replicas are away, say, is
+// not the others' concern.
+func (l *lookups) fromDatabase(asked []*lookup) {
+	if len(asked) == 1 {
+		l.alone(asked)
+		return
+	}
+	err := l.together(asked)
+	switch {
+	case err == nil:
+	case l.s.circuit.reason() == nil && l.s.ctx.Err() == nil:
+		l.alone(asked)
+	default:
+		for _, a := range asked {
+			a.m, a.err = nil, err
 		}
 	}
 }
@@ -135,13 +155,12 @@ func (l *lookups) together(asked []*lookup) error {
 	return nil
 }
 
-// alone answers with a statement for each: one that cannot be read, because its
-// replicas are away, say, is not the others' concern.
+// alone answers with a statement for each.
 func (l *lookups) alone(asked []*lookup) {
 	s := l.s
-	var wait errgroup.Group
+	var wait sync.WaitGroup
 	for _, a := range asked {
-		wait.Go(func() error {
+		wait.Go(func() {
 			gen := s.caches.gen(a.topic).Load()
 			var row []byte
 			a.m = nil
@@ -150,11 +169,10 @@ func (l *lookups) alone(asked []*lookup) {
 				a.m = s.retainedRow(a.topic, row)
 			case !errors.Is(err, gocql.ErrNotFound):
 				a.err = err
-				return nil
+				return
 			}
 			s.caches.keep(a.topic, a.m, gen)
-			return nil
 		})
 	}
-	_ = wait.Wait() // each has its own
+	wait.Wait()
 }

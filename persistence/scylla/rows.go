@@ -12,7 +12,7 @@ import (
 // repeated. What has begun goes on through a short outage, for as long as
 // Options.GiveUp.
 func (s *Store) retry(ctx context.Context, f func() error) error {
-	began := mono()
+	var began int64 // when it had its first turn
 	for tries := 0; ; tries++ {
 		done, err := s.turn(ctx, s.turns.reads)
 		if err != nil {

@@ -12,13 +12,11 @@ import (
 type turns struct {
 	reads  *semaphore.Weighted
 	claims *semaphore.Weighted // lightweight transactions, which cost many times as much
-	gifts  *semaphore.Weighted // those for which nobody waits
 }
 
 func (t *turns) init(n int) {
 	t.reads = semaphore.NewWeighted(int64(n))
 	t.claims = semaphore.NewWeighted(int64(max(n/2, 1)))
-	t.gifts = semaphore.NewWeighted(int64(max(n/16, 1)))
 }
 
 // turn waits for a turn, or returns why there will be none: ctx has ended, or the
