@@ -310,6 +310,9 @@ func (s *Shared) Retained(ctx context.Context, topic string) (m *herald.Message,
 		}
 		return nil
 	})
+	if hold := s.holdAfter("retained"); hold != nil {
+		return nil, hold
+	}
 	return m, err
 }
 

@@ -2,6 +2,8 @@ package simulation
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,6 +129,41 @@ func TestTakeOverFromANodeThatLeaves(t *testing.T) {
 		took := time.Since(began)
 		if took > 500*time.Millisecond { // the next reading of the rows, which is brought forward
 			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// A retained message that cannot be read is not left out: the connection is closed, and
+// the client is told to come again.
+func TestRetainedMessageThatCannotBeRead(t *testing.T) {
+	oneAtATime(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, a, _ := twoNodes(t)
+		defer f.stop()
+		for _, fails := range []bool{false, true} {
+			f.db.mu.Lock()
+			a.now.store.hold = func(what string) error {
+				if fails && what == "retained" {
+					return herald.ErrUnavailable
+				}
+				return nil
+			}
+			f.db.mu.Unlock()
+			c := a.dials("c", false)
+			c.connected(t)
+			c.bring(input{subscribe: &wire.Subscribe{PacketID: 1, Filters: []wire.SubscribeFilter{{Filter: []byte("a"), QoS: 1}, {Filter: []byte("b"), QoS: 1}}}})
+			var got []string
+			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+				for _, p := range c.packets(t, time.Second) {
+					got = append(got, fmt.Sprintf("%d/%x", p.kind, p.reason))
+				}
+			}
+			if c.closed() != fails {
+				t.Errorf("reading fails: %v, closed: %v; it got %q", fails, c.closed(), got)
+			}
+			if want := fmt.Sprintf("%d/%x", wire.TypeDisconnect, wire.ReasonBusy); slices.Contains(got, want) != fails {
+				t.Errorf("reading fails: %v; it got %q", fails, got)
+			}
 		}
 	})
 }

@@ -30,7 +30,8 @@ func (n *node) dialsWithWill(name string, delay uint32) *conn {
 	return newConn(n.now.engine.Load(), name, wire.AppendConnect(nil, con), 1<<20, n.now)
 }
 
-// threeNodes is twoNodes and one more.
+// threeNodes is twoNodes and one more. Of the first two a has the lower number: it finishes what
+// c had begun when that dies.
 func threeNodes(t *testing.T) (f *Fleet, a, b, c *node) {
 	f, a, b = twoNodes(t)
 	f.nodes = f.nodes[:3]
@@ -39,6 +40,9 @@ func threeNodes(t *testing.T) (f *Fleet, a, b, c *node) {
 	c.start()
 	for !c.serves() {
 		time.Sleep(10 * time.Millisecond)
+	}
+	if b.now.Self().Node < a.now.Self().Node {
+		a, b = b, a
 	}
 	return f, a, b, c
 }
@@ -186,9 +190,6 @@ func TestWillOfOneWhoCameBackElsewhere(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f, a, b, c := threeNodes(t)
 				defer f.stop()
-				if b.now.Self().Node < a.now.Self().Node { // that would finish what c had begun
-					a, b = b, a
-				}
 				s := a.watches(t)
 				c.dialsWithWill("w", 30).connected(t)
 				c.kill()
@@ -288,9 +289,6 @@ func TestWillOfOneWhoseNodesDie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, a, b, c := threeNodes(t)
 		defer f.stop()
-		if b.now.Self().Node < a.now.Self().Node { // that would finish what c had begun
-			a, b = b, a
-		}
 		s := a.watches(t)
 		c.dialsWithWill("w", 30).connected(t)
 		c.kill()
