@@ -28,6 +28,35 @@ func inJournal(op errorfs.Op, kind errorfs.OpKind) bool {
 	return op.Kind == kind && strings.Contains(op.Path, "journal")
 }
 
+// powerCut is what a power loss before some write leaves.
+type powerCut struct {
+	at string
+	fs *vfs.MemFS
+}
+
+// opens looks whether each opens, and its session's inbox begins with what was kept, and
+// returns how many there were.
+func (f *filler) opens(cuts chan powerCut, opts Options, a herald.SessionID, kept []*herald.Message) (n int) {
+	f.t.Helper()
+	close(cuts)
+	for c := range cuts {
+		n++
+		opts.FS = c.fs
+		s, err := Open("data", opts)
+		if err != nil {
+			f.t.Errorf("power lost before %s: %v", c.at, err)
+			continue
+		}
+		f.s = s
+		got := f.inbox(a)
+		f.same("power lost before "+c.at, got[:min(len(got), len(kept))], idsOf(kept))
+		if err := s.Close(); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	return n
+}
+
 // TestKilledThenPowerLoss: a process is killed between the write of a record and
 // its sync, the next one finds the record whole and goes on behind it, and then
 // the power fails. What rests on the record must not be there without it.
@@ -51,10 +80,7 @@ func TestKilledThenPowerLoss(t *testing.T) {
 	f.spread(kept, a)
 	armed.Store(true)
 	found := f.messages(1, 100)
-	done := make(chan error, 1)
-	s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: found, Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
-		func(err error) { done <- err })
-	if err := <-done; err == nil {
+	if err := <-f.begin(spreadTo(found, a)); err == nil {
 		t.Fatal("acknowledged what was not synced")
 	}
 	_ = s.Close()
@@ -90,14 +116,10 @@ func TestPowerLossAtStart(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	type cut struct {
-		at string
-		fs *vfs.MemFS
-	}
-	cuts := make(chan cut, 10_000)
+	cuts := make(chan powerCut, 10_000)
 	opts.FS = inject(mem, func(op errorfs.Op) error {
 		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			cuts <- cut{fmt.Sprintf("%v of %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{})}
+			cuts <- powerCut{fmt.Sprintf("%v of %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{})}
 		}
 		return nil
 	})
@@ -106,24 +128,7 @@ func TestPowerLossAtStart(t *testing.T) {
 	if err := f.s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	close(cuts)
-	n := 0
-	for c := range cuts {
-		opts.FS = c.fs
-		s, err := Open("data", opts)
-		if err != nil {
-			t.Errorf("power lost before %s: %v", c.at, err)
-			continue
-		}
-		f.s = s
-		got := f.inbox(a)
-		f.same("power lost before "+c.at, got[:min(len(got), 3)], idsOf(kept))
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		n++
-	}
-	if n < 20 {
+	if n := f.opens(cuts, opts, a, kept); n < 20 {
 		t.Fatalf("only %d writes were cut", n)
 	}
 }
@@ -134,11 +139,7 @@ func TestPowerLossAtStart(t *testing.T) {
 func TestPowerLossAfterFullDisk(t *testing.T) {
 	mem := vfs.NewCrashableMem()
 	var failing, cutting atomic.Bool
-	type cut struct {
-		at string
-		fs *vfs.MemFS
-	}
-	cuts := make(chan cut, 10_000)
+	cuts := make(chan powerCut, 10_000)
 	opts := small()
 	opts.SweepInterval = 50 * time.Millisecond
 	opts.FS = inject(mem, func(op errorfs.Op) error {
@@ -147,7 +148,7 @@ func TestPowerLossAfterFullDisk(t *testing.T) {
 			return &os.PathError{Op: "write", Path: op.Path, Err: syscall.ENOSPC}
 		}
 		if cutting.Load() && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			cuts <- cut{fmt.Sprintf("%v of %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{})}
+			cuts <- powerCut{fmt.Sprintf("%v of %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{})}
 		}
 		return nil
 	})
@@ -158,11 +159,8 @@ func TestPowerLossAfterFullDisk(t *testing.T) {
 	f.spread(kept, a)
 	f.until("the next segment is ready", func() bool { s.journal.mu.Lock(); defer s.journal.mu.Unlock(); return s.journal.ready != nil })
 	failing.Store(true)
-	done := make(chan error, 1)
 	big := f.messages(1, 60<<10) // does not fit any more
-	s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: big, Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
-		func(err error) { done <- err })
-	if err := <-done; !errors.Is(err, syscall.ENOSPC) {
+	if err := <-f.begin(spreadTo(big, a)); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("commit on a full disk: %v", err)
 	}
 	f.until("there is space again", func() bool { return s.Health() == nil })
@@ -174,20 +172,8 @@ func TestPowerLossAfterFullDisk(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	close(cuts)
-	for c := range cuts {
-		opts.FS = c.fs
-		s, err := Open("data", opts)
-		if err != nil {
-			t.Errorf("power lost before %s: %v", c.at, err)
-			continue
-		}
-		f.s = s
-		got := f.inbox(a)
-		f.same("power lost before "+c.at, got[:min(len(got), 3)], idsOf(kept))
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
+	if n := f.opens(cuts, opts, a, kept); n == 0 {
+		t.Fatal("no write was cut")
 	}
 }
 
@@ -259,9 +245,7 @@ func TestWriterComesBackLate(t *testing.T) {
 	f := newFiller(t, s)
 	a := f.session("a")
 	slow.Store(true)
-	done := make(chan error, 1)
-	s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: f.messages(1, 10), Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
-		func(err error) { done <- err })
+	done := f.begin(spreadTo(f.messages(1, 10), a))
 	<-entered
 	s.die("a test")
 	if err := <-done; !errors.Is(err, herald.ErrUnavailable) {
@@ -296,10 +280,7 @@ func TestCloseOnFullDisk(t *testing.T) {
 		full.Store(true)
 		for checkpoint && s.Health() == nil { // until the keeper wants a table
 			m := f.messages(1, 20<<10)
-			done := make(chan error, 1)
-			s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: m, Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
-				func(err error) { done <- err })
-			if err := <-done; err == nil {
+			if err := <-f.begin(spreadTo(m, a)); err == nil {
 				kept = append(kept, m...)
 			}
 		}

@@ -311,10 +311,7 @@ func TestFullDisk(t *testing.T) {
 	f.spread(kept, a)
 	full.Store(true)
 	lost := f.messages(50, 1000)
-	done := make(chan error, 1)
-	s.Commit(&persistence.Batch{Spreads: []persistence.Spread{{Messages: lost, Targets: []persistence.Target{{Session: a, QoS: 2}}}}},
-		func(err error) { done <- err })
-	if err := <-done; !errors.Is(err, herald.ErrUnavailable) || !errors.Is(err, syscall.ENOSPC) {
+	if err := <-f.begin(spreadTo(lost, a)); !errors.Is(err, herald.ErrUnavailable) || !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("commit on a full disk: %v", err)
 	}
 	if err := s.Health(); !errors.Is(err, herald.ErrUnavailable) {

@@ -36,11 +36,16 @@ func newFiller(t testing.TB, s *Store) *filler {
 
 func (f *filler) commit(b *persistence.Batch) {
 	f.t.Helper()
-	done := make(chan error, 1)
-	f.s.Commit(b, func(err error) { done <- err })
-	if err := <-done; err != nil {
+	if err := <-f.begin(b); err != nil {
 		f.t.Fatal(err)
 	}
+}
+
+// begin commits what may fail.
+func (f *filler) begin(b *persistence.Batch) (done chan error) {
+	done = make(chan error, 1)
+	f.s.Commit(b, func(err error) { done <- err })
+	return done
 }
 
 func (f *filler) session(name string) herald.SessionID {
@@ -61,11 +66,15 @@ func (f *filler) messages(n, size int) []*herald.Message {
 
 func (f *filler) spread(msgs []*herald.Message, to ...herald.SessionID) {
 	f.t.Helper()
+	f.commit(spreadTo(msgs, to...))
+}
+
+func spreadTo(msgs []*herald.Message, to ...herald.SessionID) *persistence.Batch {
 	sp := persistence.Spread{Messages: msgs}
 	for _, s := range to {
 		sp.Targets = append(sp.Targets, persistence.Target{Session: s, QoS: 2})
 	}
-	f.commit(&persistence.Batch{Spreads: []persistence.Spread{sp}})
+	return &persistence.Batch{Spreads: []persistence.Spread{sp}}
 }
 
 // turnOver fills segments until everything before it is out of the journal.
