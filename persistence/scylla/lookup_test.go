@@ -61,6 +61,7 @@ func TestLookups(t *testing.T) {
 		if topics.Load() >= 2*rounds*n || statements.Load() > topics.Load()/32 {
 			t.Errorf("%d topics were asked for with %d statements", topics.Load(), statements.Load())
 		}
+		synctest.Wait() // the lanes end when all are answered
 		if len(l.of) > 0 || len(l.waiting) > 0 || l.lanes > 0 {
 			t.Error("something is left")
 		}
